@@ -1,0 +1,38 @@
+"""Explains HuggingFace text models and keeps every explanation as MLflow evidence.
+
+The names below are loaded when they are first used, so that `import interpreto_mlops` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interpreto_mlops.models.text_model import TextModel as TextModel
+    from interpreto_mlops.tracking.dictionary_flavor import load_dictionary as load_dictionary
+    from interpreto_mlops.tracking.evidence import log_attributions as log_attributions
+    from interpreto_mlops.tracking.evidence import log_dictionary as log_dictionary
+    from interpreto_mlops.tracking.loading import load_model as load_model
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TextModel": "interpreto_mlops.models.text_model",
+    "load_dictionary": "interpreto_mlops.tracking.dictionary_flavor",
+    "load_model": "interpreto_mlops.tracking.loading",
+    "log_attributions": "interpreto_mlops.tracking.evidence",
+    "log_dictionary": "interpreto_mlops.tracking.evidence",
+}
+
+__all__ = ["TextModel", "__version__", "load_dictionary", "load_model", "log_attributions", "log_dictionary"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

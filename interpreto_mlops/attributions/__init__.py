@@ -1,0 +1,19 @@
+"""Feature attributions: which elements of a text speak for a prediction, and how faithful the answer is."""
+
+from typing import TYPE_CHECKING
+
+from interpreto_mlops.attributions.base import METHODS, Attributor, Estimate, Game, Path
+from interpreto_mlops.attributions.results import Attribution, AttributionSet, Target
+from interpreto_mlops.registry import discover
+
+if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are found below
+    from interpreto_mlops.attributions.methods.integrated_gradients import IntegratedGradients as IntegratedGradients
+    from interpreto_mlops.attributions.methods.kernel_shap import KernelShap as KernelShap
+    from interpreto_mlops.attributions.methods.occlusion import Occlusion as Occlusion
+
+discover("interpreto_mlops.attributions.methods")
+globals().update({method.__name__: method for _, method in METHODS.items()})
+
+__all__ = ["METHODS", "Attribution", "AttributionSet", "Attributor", "Estimate", "Game", "Path", "Target"]
+__all__ += [method.__name__ for _, method in METHODS.items()]
+__all__.sort()

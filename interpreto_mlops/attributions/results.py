@@ -1,0 +1,262 @@
+"""What attribution methods and their metrics return, and how it is kept: parquet for numbers, JSON for the rest."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from interpreto_mlops.errors import DataError
+from interpreto_mlops.text.granularity import Spans
+
+Floats = npt.NDArray[np.float64]
+
+_TABLE, _HEADER = "attributions.parquet", "attributions.json"
+_FORMAT = "attribution-set/1"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is explained: a class, by id and name (for generation later: a token and its position)."""
+
+    id: int
+    name: str
+    position: int | None = None
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The scores of one text's elements for its targets.
+
+    Arguments:
+        text: the raw text.
+        index: its place in the data set.
+        elements: the scored pieces, slices of the raw text; length n.
+        spans: their character spans, shape (n, 2).
+        scores: signed scores, shape (targets, n); higher speaks for the target.
+        targets: what each row of `scores` explains.
+        output: the model's score of each target on the text, shape (targets,).
+        baseline_output: the same with every element replaced, shape (targets,).
+        standard_error: of each score where the estimator has one, shape (targets, n), else None.
+        method: the registry name of the method.
+        parameters: what the method was given, and what `auto` resolved to.
+        checks: the result's own checks: gaps, evaluations, nodes.
+        truncated: whether the text was longer than the model takes; elements cover the kept part only.
+    """
+
+    text: str
+    index: int
+    elements: tuple[str, ...]
+    spans: Spans
+    scores: Floats
+    targets: tuple[Target, ...]
+    output: Floats
+    baseline_output: Floats
+    standard_error: Floats | None
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    checks: dict[str, float] = field(default_factory=dict)
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    def ranking(self, target: int = 0) -> npt.NDArray[np.int64]:
+        """Return the elements from the highest score to the lowest, ties by position, shape (n,)."""
+        return np.argsort(-self.scores[target], kind="stable")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Attribution):
+            return NotImplemented
+        return self._header() == other._header() and all(
+            _same(getattr(self, name), getattr(other, name))
+            for name in ("spans", "scores", "output", "baseline_output", "standard_error")
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _header(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "index": self.index,
+            "elements": list(self.elements),
+            "targets": [asdict(target) for target in self.targets],
+            "output": _numbers(self.output),
+            "baseline_output": _numbers(self.baseline_output),
+            "has_standard_error": self.standard_error is not None,
+            "method": self.method,
+            "parameters": self.parameters,
+            "checks": self.checks,
+            "truncated": self.truncated,
+        }
+
+
+class AttributionSet(Sequence[Attribution]):
+    """The attributions of many texts by one method, in the order of the texts.
+
+    Arguments:
+        items: one `Attribution` a text.
+        seconds: how long they took.
+        counters: what the engine did for them (`EngineCounters.as_dict()`).
+    """
+
+    def __init__(
+        self, items: Iterable[Attribution], *, seconds: float = 0.0, counters: dict[str, float] | None = None
+    ) -> None:
+        self._items = tuple(items)
+        self.seconds = seconds
+        self.counters = dict(counters or {})
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> Attribution: ...
+    @overload
+    def __getitem__(self, index: slice) -> AttributionSet: ...
+    def __getitem__(self, index: int | slice) -> Attribution | AttributionSet:
+        if isinstance(index, slice):
+            return AttributionSet(self._items[index], seconds=self.seconds, counters=self.counters)
+        return self._items[index]
+
+    def __iter__(self) -> Iterator[Attribution]:
+        return iter(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AttributionSet) and self._items == other._items
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"AttributionSet({len(self)} texts by {self.method or 'no method'})"
+
+    @property
+    def method(self) -> str:
+        """The registry name of the method, or an empty string for an empty set."""
+        return self._items[0].method if self._items else ""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What the method was given."""
+        return dict(self._items[0].parameters) if self._items else {}
+
+    @property
+    def n_truncated(self) -> int:
+        """How many texts were longer than the model takes."""
+        return sum(item.truncated for item in self._items)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row for each (text, target, element).
+
+        Columns: text_index, target_index, target_id, target, element_index, element, start, end, score, standard_error.
+        """
+        frames = [_frame(item) for item in self._items]
+        return pd.concat(frames, ignore_index=True) if frames else _frame(None)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the set to `folder` (created) as `attributions.parquet` and `attributions.json`; return the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_frame().to_parquet(folder / _TABLE, index=False)
+        header = {
+            "format": _FORMAT,
+            "seconds": self.seconds,
+            "counters": self.counters,
+            "texts": [item._header() for item in self._items],
+        }
+        (folder / _HEADER).write_text(
+            json.dumps(header, ensure_ascii=True, indent=1, allow_nan=False), encoding="utf-8"
+        )
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> AttributionSet:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the folder has no such set, or one of another format.
+        """
+        folder = Path(folder)
+        if not (folder / _HEADER).is_file() or not (folder / _TABLE).is_file():
+            raise DataError(f"there is no attribution set in {str(folder)!r}")
+        header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
+        if header.get("format") != _FORMAT:
+            raise DataError(f"{str(folder)!r} has the format {header.get('format')!r}, not {_FORMAT!r}")
+        groups = dict(iter(pd.read_parquet(folder / _TABLE).groupby("text_index", sort=False)))
+        items = [_restore(entry, groups.get(entry["index"])) for entry in header["texts"]]
+        return cls(items, seconds=header["seconds"], counters=header["counters"])
+
+    def _repr_html_(self) -> str:
+        return str(_visuals("attributions_html").render_fragment(self))
+
+    def plot(self, index: int = 0) -> Any:
+        """Draw the scores of one text as a matplotlib figure."""
+        return _visuals("figures").attribution_figure(self._items[index])
+
+
+def _visuals(module: str) -> Any:
+    # Drawing lives a layer above: a result finds it by name, and only when somebody wants to look at it.
+    return importlib.import_module(f"interpreto_mlops.visuals.{module}")
+
+
+def _frame(item: Attribution | None) -> pd.DataFrame:
+    n = 0 if item is None else len(item)
+    targets = () if item is None else item.targets
+    shape = (len(targets), n)
+    rows, columns = (axis.ravel() for axis in np.indices(shape))
+    error = np.full(shape, np.nan) if item is None or item.standard_error is None else item.standard_error
+    spans = np.zeros((0, 2), dtype=np.int64) if item is None else item.spans
+    return pd.DataFrame(
+        {
+            "text_index": np.full(rows.size, -1 if item is None else item.index, dtype=np.int64),
+            "target_index": rows.astype(np.int64),
+            "target_id": np.asarray([target.id for target in targets], dtype=np.int64)[rows],
+            "target": pd.Series([targets[row].name for row in rows], dtype="str"),
+            "element_index": columns.astype(np.int64),
+            "element": pd.Series([] if item is None else [item.elements[column] for column in columns], dtype="str"),
+            "start": spans[columns, 0],
+            "end": spans[columns, 1],
+            "score": np.zeros(0) if item is None else item.scores.ravel(),
+            "standard_error": error.ravel(),
+        }
+    )
+
+
+def _restore(entry: dict[str, Any], frame: pd.DataFrame | None) -> Attribution:
+    shape = (len(entry["targets"]), len(entry["elements"]))
+    frame = _frame(None) if frame is None else frame
+    first = frame[frame["target_index"] == 0]
+    error = frame["standard_error"].to_numpy(dtype=np.float64).reshape(shape)
+    return Attribution(
+        text=entry["text"],
+        index=entry["index"],
+        elements=tuple(entry["elements"]),
+        spans=first[["start", "end"]].to_numpy(dtype=np.int64).reshape(-1, 2),
+        scores=frame["score"].to_numpy(dtype=np.float64).reshape(shape),
+        targets=tuple(Target(**target) for target in entry["targets"]),
+        output=np.asarray(entry["output"], dtype=np.float64),
+        baseline_output=np.asarray(entry["baseline_output"], dtype=np.float64),
+        standard_error=error if entry["has_standard_error"] else None,
+        method=entry["method"],
+        parameters=entry["parameters"],
+        checks=entry["checks"],
+        truncated=entry["truncated"],
+    )
+
+
+def _numbers(values: Floats) -> list[float | None]:
+    """Numbers as JSON knows them, which has no NaN."""
+    return [None if np.isnan(value) else float(value) for value in values]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is None or b is None:
+        return a is b
+    return bool(np.array_equal(a, b, equal_nan=True))

@@ -1,0 +1,232 @@
+"""The command line: thin commands over the workflows."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from interpreto_mlops import __version__
+from interpreto_mlops.errors import InterpretoError
+
+if TYPE_CHECKING:
+    from interpreto_mlops.workflows.job import Console
+
+
+class _List(click.ParamType[list[str]]):
+    """Values with commas between them."""
+
+    name = "LIST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        return value if isinstance(value, list) else [part.strip() for part in str(value).split(",") if part.strip()]
+
+
+_LIST = _List()
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Turn what a user can cause into one sentence and exit code 1."""
+    try:
+        yield
+    except InterpretoError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _console(quiet: bool) -> Console:
+    """Silence the libraries beneath, which report their own progress; then say what we do."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    from interpreto_mlops.workflows.job import Console
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return Console(quiet=quiet, write=click.echo)
+
+
+def _command() -> str:
+    return shlex.join(["interpreto-mlops", *sys.argv[1:]])
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="interpreto-mlops")
+def main() -> None:
+    """Explain HuggingFace text models and keep every explanation as MLflow evidence."""
+
+
+_QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")
+_TRACKING = click.option(
+    "--tracking-uri",
+    help="A server's address or sqlite:///path [default: MLFLOW_TRACKING_URI, else a local file].",
+)
+_EXPERIMENT = click.option("--experiment", help="The MLflow experiment; created where it is missing.")
+
+
+def _source_options(command: Any) -> Any:
+    """The options that `attribute` and `concepts` share: which model, which texts."""
+    for option in reversed(
+        [
+            click.option("--model", required=True, help="A hub id, a folder, or models:/name@alias, models:/name/3."),
+            click.option("--data", required=True, help="A CSV, TSV, JSONL or Parquet file, or a data set's name."),
+            click.option("--text-column", default="text", show_default=True, help="The column of the texts."),
+            click.option("--label-column", help="The column of the labels, if there is one."),
+            click.option("--split", default="test", show_default=True, help="Which part of a named data set."),
+            click.option("--max-texts", type=int, help="At most so many texts, from the start [default: all]."),
+            _TRACKING,
+            _EXPERIMENT,
+            _QUIET,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("--folder", default="interpreto-quickstart", show_default=True, help="Of the embedded store.")
+@_TRACKING
+@_EXPERIMENT
+@_QUIET
+def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, quiet: bool) -> None:
+    """Run the main job on real text: train, explain, learn concepts, compare, register.
+
+    Example: interpreto-mlops quickstart
+    """
+    with _said_plainly():
+        console = _console(quiet)
+        from interpreto_mlops.workflows.quickstart import quickstart as run_quickstart
+
+        run_quickstart(
+            folder=folder, tracking_uri=tracking_uri, experiment=experiment, command=_command(), console=console
+        )
+
+
+@main.command()
+@_source_options
+@click.option(
+    "--methods",
+    type=_LIST,
+    default="occlusion,integrated_gradients,kernel_shap",
+    show_default=True,
+    help="Attribution methods (`interpreto-mlops methods` lists them).",
+)
+@click.option(
+    "--metrics",
+    type=_LIST,
+    default="insertion,deletion,comprehensiveness,sufficiency",
+    show_default=True,
+    help="Metrics of their faithfulness.",
+)
+@click.option("--granularity", default="word", show_default=True, help="word, token, sentence or all_tokens.")
+@click.option("--inference-mode", default="logits", show_default=True, help="logits, softmax or log_softmax.")
+@click.option("--replacement", default="auto", show_default=True, help="auto, mask, pad, unk or remove.")
+@click.option("--target", help="The class to explain, by name [default: the predicted one].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of methods and random rankings.")
+@click.option("--n-random", type=int, default=20, show_default=True, help="Random rankings of each text.")
+def attribute(quiet: bool, **values: Any) -> None:
+    """Explain texts by attributions and score how faithful they are.
+
+    Example: interpreto-mlops attribute --model ./reviews --data reviews.csv --text-column text
+    """
+    _execute({"kind": "attribute", **values}, quiet)
+
+
+@main.command()
+@_source_options
+@click.option("--layers", type=_LIST, required=True, help="Layer numbers (negative ones from the end) or module paths.")
+@click.option(
+    "--methods",
+    type=_LIST,
+    default="pca,topk_sae",
+    show_default=True,
+    help="Dictionary families (`interpreto-mlops methods` lists them).",
+)
+@click.option("--n-concepts", type=_LIST, default="64", show_default=True, help="Sizes; every one is fitted.")
+@click.option("--seeds", type=int, default=2, show_default=True, help="Fits of each size; two give a stability.")
+@click.option("--granularity", default="token", show_default=True, help="What a row of activations is.")
+@click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of the texts to score on.")
+@click.option("--select-by", default="reconstruction/r2", show_default=True, help="The metric that chooses the best.")
+@click.option("--register-best/--no-register", default=True, help="Register the best dictionary of each layer.")
+def concepts(quiet: bool, **values: Any) -> None:
+    """Learn concept dictionaries of layers; score, label and register them.
+
+    Example: interpreto-mlops concepts --model ./reviews --data reviews.csv --layers 0,1 --n-concepts 64
+    """
+    values["layers"] = [int(layer) if layer.lstrip("-").isdigit() else layer for layer in values["layers"]]
+    _execute({"kind": "concepts", **values}, quiet)
+
+
+@main.command()
+@click.argument("recipe")
+@_QUIET
+def run(recipe: str, quiet: bool) -> None:
+    """Carry out a RECIPE, such as the recipe.yaml of a run.
+
+    Example: interpreto-mlops run recipes/attribute.yaml
+    """
+    with _said_plainly():
+        console = _console(quiet)
+        from interpreto_mlops.workflows.execute import execute
+        from interpreto_mlops.workflows.recipes import load_recipe
+
+        execute(load_recipe(recipe), command=_command(), console=console)
+
+
+def _execute(values: dict[str, Any], quiet: bool) -> None:
+    with _said_plainly():
+        console = _console(quiet)
+        from interpreto_mlops.workflows.execute import execute
+        from interpreto_mlops.workflows.recipes import parse_recipe
+
+        given = {key: value for key, value in values.items() if value is not None}
+        execute(parse_recipe(given), command=_command(), console=console)
+
+
+@main.command()
+def methods() -> None:
+    """List methods, metrics, dictionaries and data sets by the names that commands and recipes take.
+
+    Example: interpreto-mlops methods
+    """
+    with _said_plainly():
+        from interpreto_mlops.attributions import METHODS
+        from interpreto_mlops.attributions.metrics import METRICS
+        from interpreto_mlops.concepts import DICTIONARIES
+        from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
+        from interpreto_mlops.text.datasets import DATASETS
+
+        for title, registry in (
+            ("attribution methods", METHODS),
+            ("attribution metrics", METRICS),
+            ("concept dictionaries", DICTIONARIES),
+            ("concept metrics", CONCEPT_METRICS),
+            ("data sets", DATASETS),
+        ):
+            click.echo(f"{title}:")
+            for name in registry.names():
+                item: Any = registry.get(name)
+                about = getattr(item, "description", None) or (item.__doc__ or "").strip().split("\n")[0]
+                click.echo(f"  {name:28} {about}")
+
+
+@main.command()
+def doctor() -> None:
+    """Check that the installed packages fit together.
+
+    Example: interpreto-mlops doctor
+    """
+    with _said_plainly():
+        from interpreto_mlops.models.environment import report
+
+        for line in report():
+            click.echo(line)

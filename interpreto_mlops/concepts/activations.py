@@ -1,0 +1,352 @@
+"""Activations of one layer on disk: shards of rows, and the way back from each row to its text and its place there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import weakref
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from interpreto_mlops.errors import InputError, IntegrityError, UnknownNameError
+
+SCHEMA = "activation-set/1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+_INDEX = "index.json"
+_TEXTS = "texts.jsonl"
+_OURS = re.compile(r"(shard-\d{5,}\.safetensors|texts\.jsonl|index\.json)(\.partial)?")
+_SHARD_BYTES = 64 * 2**20
+_BLOCK_ROWS = 256
+_BUFFER_BYTES = 64 * 2**20
+
+Integers = npt.NDArray[np.int64]
+Moments = npt.NDArray[np.float64]
+
+
+class ActivationSet:
+    """The activations of one layer over many texts, in a folder; rows are read when they are asked for.
+
+    Rows are in the order of the texts and, within a text, of the tokens. Texts without any token have no row.
+
+    Arguments:
+        path: the folder.
+
+    Raises:
+        InputError: the folder holds no activation set (an interrupted harvest leaves none).
+        IntegrityError: its index cannot be read, or a file is missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        index = _read_index(self.path)
+        self.provenance: dict[str, Any] = index["provenance"]
+        self.layer: str = index["layer"]
+        self.granularity: str = index["granularity"]
+        self.width: int = index["width"]
+        self.dtype: str = index["dtype"]
+        self.mean: Moments = np.asarray(index["statistics"]["mean"], dtype=np.float64)
+        self.variance: Moments = np.asarray(index["statistics"]["variance"], dtype=np.float64)
+        self._n_rows: int = index["n_rows"]
+        self._shards: list[dict[str, Any]] = index["shards"]
+        self._texts: dict[str, Any] = index["texts"]
+        self._open: dict[int, Any] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> ActivationSet:
+        """Open the set in a folder; the arguments and errors are those of the class."""
+        return cls(path)
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def __repr__(self) -> str:
+        return f"ActivationSet({self.layer!r}, {self.granularity!r}, shape={self.shape}, dtype={self.dtype!r})"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and width."""
+        return self._n_rows, self.width
+
+    @property
+    def second_moment(self) -> Moments:
+        """The mean of the squares, shape (width,)."""
+        return self.variance + self.mean**2
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """All texts of the harvest, also those without rows."""
+        with (self.path / _TEXTS).open(encoding="ascii") as lines:
+            return tuple(json.loads(line) for line in lines)
+
+    @cached_property
+    def text_ids(self) -> Integers:
+        """The place of each row's text in `texts`, shape (rows,)."""
+        return self._column("text_ids")
+
+    @cached_property
+    def positions(self) -> Integers:
+        """The token at which each row is, or starts, counted from 0 with special tokens; shape (rows,)."""
+        return self._column("positions")
+
+    @cached_property
+    def token_ids(self) -> Integers:
+        """The id of the token at that position, shape (rows,)."""
+        return self._column("token_ids")
+
+    @cached_property
+    def spans(self) -> Integers:
+        """The characters that each row stands for, shape (rows, 2); (0, 0) for what is not in the text."""
+        return self._column("spans")
+
+    def tensor(self) -> torch.Tensor:
+        """Return all rows in float32, shape (rows, width)."""
+        out = torch.empty(self.shape, dtype=torch.float32)
+        start = 0
+        for number, shard in enumerate(self._shards):
+            out[start : start + shard["rows"]] = self._shard(number).get_tensor("activations")
+            start += shard["rows"]
+        return out
+
+    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
+        """Yield every row once, in float32, in batches of shape (size, width); the last one may be smaller.
+
+        Arguments:
+            size: rows in a batch.
+            shuffle: mix the rows: blocks of neighbours are read in random order into a buffer of 64 MiB, and the
+                buffer is mixed. The same seed gives the same order.
+            seed: of the order.
+
+        Raises:
+            InputError: `size` is not positive.
+        """
+        if size < 1:
+            raise InputError(f"the batch size must be at least 1, not {size!r}")
+        rng = np.random.default_rng(seed) if shuffle else None
+        left = torch.empty((0, self.width))
+        for rows in self._buffers(size, rng):
+            rows = torch.cat([left, rows])
+            whole = len(rows) - len(rows) % size
+            for start in range(0, whole, size):
+                yield rows[start : start + size].clone()
+            left = rows[whole:].clone()
+        if len(left):
+            yield left
+
+    def verify(self) -> None:
+        """Compare every file with the sha256 in the index.
+
+        Raises:
+            IntegrityError: a file was changed; the message names it.
+        """
+        for entry in [*self._shards, self._texts]:
+            with (self.path / entry["file"]).open("rb") as file:
+                if _sha256(file) != entry["sha256"]:
+                    raise IntegrityError(
+                        f"the file {entry['file']!r} of the activation set {str(self.path)!r} was changed"
+                    )
+
+    def _buffers(self, size: int, rng: np.random.Generator | None) -> Iterator[torch.Tensor]:
+        """Yield all rows in pieces of bounded size, mixed where a generator is given."""
+        blocks = [
+            (number, start, min(start + _BLOCK_ROWS, shard["rows"]))
+            for number, shard in enumerate(self._shards)
+            for start in range(0, shard["rows"], _BLOCK_ROWS)
+        ]
+        if rng is not None:
+            blocks = [blocks[i] for i in rng.permutation(len(blocks))]
+        room = max(size, _BUFFER_BYTES // (4 * self.width))
+        per_buffer = max(1, room // _BLOCK_ROWS)
+        for first in range(0, len(blocks), per_buffer):
+            pieces = [self._rows(*block) for block in blocks[first : first + per_buffer]]
+            rows = torch.cat(pieces)
+            yield rows if rng is None else rows[torch.from_numpy(rng.permutation(len(rows)))]
+
+    def _rows(self, shard: int, start: int, end: int) -> torch.Tensor:
+        rows: torch.Tensor = self._shard(shard).get_slice("activations")[start:end]
+        return rows.float()
+
+    def _column(self, name: str) -> Integers:
+        parts = [self._shard(number).get_tensor(name).numpy() for number in range(len(self._shards))]
+        return np.concatenate(parts).astype(np.int64)
+
+    def _shard(self, number: int) -> Any:
+        if number not in self._open:
+            file = self._shards[number]["file"]
+            try:
+                self._open[number] = safe_open(self.path / file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise IntegrityError(f"cannot read the file {file!r} of {str(self.path)!r}: {error}") from error
+        return self._open[number]
+
+
+class ActivationWriter:
+    """Writes an `ActivationSet`, one piece of rows after the other.
+
+    Shards get their name when they are complete, and the index is written last: without it a folder is no set.
+
+    Arguments:
+        path: the folder; what an interrupted harvest left there goes away.
+        layer: the module path.
+        granularity: what a row is.
+        width: numbers in a row.
+        dtype: how they are stored: `float32`, `float16` or `bfloat16`.
+        shard_bytes: about how large a shard is.
+
+    Raises:
+        InputError: there is an activation set in the folder already.
+        UnknownNameError: there is no such dtype.
+    """
+
+    def __init__(
+        self, path: Path, layer: str, granularity: str, width: int, dtype: str, *, shard_bytes: int = _SHARD_BYTES
+    ) -> None:
+        if dtype not in DTYPES:
+            raise UnknownNameError("dtype", dtype, DTYPES)
+        if (path / _INDEX).exists():
+            raise InputError(f"there is an activation set in {str(path)!r} already; give another directory")
+        self.path = path
+        self.n_rows = 0
+        self._facts = {"layer": layer, "granularity": granularity, "width": width, "dtype": dtype}
+        self._dtype = DTYPES[dtype]
+        self._rows_per_shard = max(1, shard_bytes // (width * self._dtype.itemsize))
+        self._pieces: list[dict[str, torch.Tensor]] = []
+        self._waiting = 0
+        self._shards: list[dict[str, Any]] = []
+        self._mean = np.zeros(width)
+        self._squares = np.zeros(width)
+        self.discard()
+        path.mkdir(parents=True, exist_ok=True)
+
+    def add(self, activations: torch.Tensor, columns: Mapping[str, npt.NDArray[np.int32]]) -> None:
+        """Append rows.
+
+        Arguments:
+            activations: shape (rows, width), finite.
+            columns: `text_ids`, `positions`, `token_ids`, shape (rows,), and `spans`, shape (rows, 2).
+
+        Raises:
+            InputError: a number is too large for the dtype.
+        """
+        stored = activations.to(self._dtype)
+        if self._dtype is torch.float16 and not bool(stored.isfinite().all()):
+            raise InputError(f"activations of {self._facts['layer']!r} are too large for 'float16'; use 'bfloat16'")
+        self._gather(stored.double().numpy())
+        self._pieces.append({"activations": stored, **{name: torch.from_numpy(c) for name, c in columns.items()}})
+        self._waiting += len(stored)
+        while self._waiting >= self._rows_per_shard:
+            self._write_shard(self._rows_per_shard)
+
+    def _gather(self, rows: Moments) -> None:
+        # The pairwise update of Chan, Golub and LeVeque (1979), which loses nothing when the mean is large.
+        if not len(rows):
+            return
+        mean = rows.mean(axis=0)
+        total = self.n_rows + len(rows)
+        delta = mean - self._mean
+        self._squares += ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.n_rows * len(rows) / total)
+        self._mean += delta * (len(rows) / total)
+        self.n_rows = total
+
+    def _write_shard(self, rows: int) -> None:
+        joined = {name: torch.cat([piece[name] for piece in self._pieces]) for name in self._pieces[0]}
+        shard = {name: column[:rows].contiguous() for name, column in joined.items()}
+        self._pieces = [{name: column[rows:].clone() for name, column in joined.items()}]
+        self._waiting -= rows
+        name = f"shard-{len(self._shards):05d}.safetensors"
+        partial = self.path / f"{name}.partial"
+        save_file(shard, partial)
+        with partial.open("rb") as file:
+            self._shards.append({"file": name, "rows": rows, "sha256": _sha256(file)})
+        partial.replace(self.path / name)
+
+    def close(self, texts: Path, provenance: Mapping[str, Any]) -> None:
+        """Write what is left, and then the index.
+
+        Arguments:
+            texts: a file with one JSON string a line, which is copied.
+            provenance: where the rows come from.
+        """
+        if self._waiting:
+            self._write_shard(self._waiting)
+        partial = self.path / f"{_TEXTS}.partial"
+        shutil.copyfile(texts, partial)
+        with partial.open("rb") as file:
+            digest = _sha256(file)
+        partial.replace(self.path / _TEXTS)
+        index = {
+            "schema": SCHEMA,
+            **self._facts,
+            "n_rows": self.n_rows,
+            "provenance": dict(provenance),
+            "shards": self._shards,
+            "texts": {"file": _TEXTS, "sha256": digest},
+            "statistics": {
+                "mean": self._mean.tolist(),
+                "variance": (self._squares / max(self.n_rows, 1)).tolist(),
+            },
+        }
+        partial = self.path / f"{_INDEX}.partial"
+        partial.write_text(json.dumps(index, indent=1), encoding="ascii")
+        partial.replace(self.path / _INDEX)
+
+    def discard(self) -> None:
+        """Remove the files of a harvest that has not come to its end."""
+        if not self.path.is_dir():
+            return
+        others = False
+        for file in self.path.iterdir():
+            if _OURS.fullmatch(file.name):
+                file.unlink()
+            else:
+                others = True
+        if not others:
+            self.path.rmdir()
+
+
+def remove_with(activations: ActivationSet, folder: Path) -> None:
+    """Remove a folder when the set is garbage-collected, or at the end of the process that calls this."""
+    weakref.finalize(activations, _remove, folder, os.getpid())
+
+
+def _remove(folder: Path, owner: int) -> None:
+    # A forked worker that ends must not take the folder away from its parent.
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    file = path / _INDEX
+    if not file.is_file():
+        raise InputError(f"there is no activation set in {str(path)!r}: it has no {_INDEX}")
+    try:
+        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        if index["schema"] != SCHEMA:
+            raise IntegrityError(f"the activation set {str(path)!r} has the schema {index['schema']!r}, not {SCHEMA!r}")
+        names = [entry["file"] for entry in [*index["shards"], index["texts"]]]
+        if sum(shard["rows"] for shard in index["shards"]) != index["n_rows"]:
+            raise IntegrityError(f"the shards of {str(path)!r} do not add up to {index['n_rows']} rows")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise IntegrityError(f"the index of the activation set {str(path)!r} is damaged: {error!r}") from error
+    for name in names:
+        if name != Path(name).name or not (path / name).is_file():
+            raise IntegrityError(f"the activation set {str(path)!r} lacks its file {name!r}")
+    return index

@@ -1,0 +1,237 @@
+"""One pass over the activations trains every dictionary that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+from interpreto_mlops.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+State = dict[str, torch.Tensor]
+
+# Blocks of the stream have this many rows whatever the batch sizes are: its order depends on the seed alone.
+_BLOCK_ROWS = 4096
+
+
+class Rows(Protocol):
+    """Rows of activations that can be read many times: an `ActivationSet`, or a tensor behind `as_rows`."""
+
+    @property
+    def width(self) -> int: ...  # noqa: D102
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    @property
+    def mean(self) -> Floats: ...  # noqa: D102
+
+    @property
+    def variance(self) -> Floats: ...  # noqa: D102
+
+    def __len__(self) -> int: ...
+
+    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the activations before the first row is read.
+
+    Arguments:
+        n_rows: how many rows one pass has.
+        mean: mean of each dimension, shape (width,).
+        variance: population variance of each dimension, shape (width,).
+    """
+
+    n_rows: int
+    mean: Floats
+    variance: Floats
+
+    @property
+    def width(self) -> int:
+        """The number of dimensions of a row."""
+        return len(self.mean)
+
+    @property
+    def scale(self) -> float:
+        """The root mean square of the centred activations: one number, so that directions keep their angles.
+
+        Raises:
+            InputError: all rows are equal.
+        """
+        scale = float(np.sqrt(self.variance.mean()))
+        if scale <= 0.0:
+            raise InputError(
+                f"all {self.n_rows} rows of the activations are equal, so there is nothing to learn from them"
+            )
+        return scale
+
+
+class Learner(Protocol):
+    """What a dictionary does while rows stream by; it is thrown away when the dictionary is fitted."""
+
+    @property
+    def n_passes(self) -> int:
+        """How many passes over the rows it wants."""
+        ...
+
+    def observe(self, block: torch.Tensor) -> None:
+        """Take the next rows, shape (rows, width), float32; the block is shared and must not be changed."""
+        ...
+
+    def end_pass(self) -> dict[str, float]:
+        """Close a pass and return its line of the training curve (empty when the method has none)."""
+        ...
+
+    def finish(self) -> State:
+        """Return the fitted tensors."""
+        ...
+
+
+class Trainable(Protocol):
+    """What `fit_together` asks of a dictionary."""
+
+    def begin(self, facts: DataFacts) -> Learner: ...  # noqa: D102
+
+    def complete(self, weights: State, history: list[dict[str, float]], provenance: Mapping[str, Any]) -> None: ...  # noqa: D102
+
+
+D = TypeVar("D", bound=Trainable)
+
+
+def fit_together(
+    dictionaries: Sequence[D],
+    activations: Rows | torch.Tensor | Floats,
+    *,
+    order_seed: int = 0,
+    progress: bool | None = None,
+) -> list[D]:
+    """Fit several dictionaries while each block of activations is read once a pass and shown to all of them.
+
+    A dictionary learns the same, to the bit, alone or in company: the order of the rows depends on `order_seed` alone,
+    and every dictionary cuts its own batches out of the stream.
+
+    Arguments:
+        dictionaries: unfitted or to be fitted anew; of any families, sizes and seeds. They are fitted in place.
+        activations: the rows, shape (rows, width).
+        order_seed: the order in which rows are shown, the same for all.
+        progress: True or False shows or hides a bar; None shows it on a terminal.
+
+    Returns:
+        The same dictionaries, fitted.
+
+    Raises:
+        InputError: a row is NaN or infinite, or there are fewer rows than some dictionary has concepts.
+    """
+    rows = as_rows(activations)
+    facts = _facts(rows)
+    learners = [dictionary.begin(facts) for dictionary in dictionaries]
+    histories: list[list[dict[str, float]]] = [[] for _ in learners]
+    n_passes = max((learner.n_passes for learner in learners), default=0)
+    with tqdm(
+        total=n_passes * facts.n_rows,
+        desc="dictionaries",
+        unit="rows",
+        unit_scale=True,
+        disable=None if progress is None else not progress,
+    ) as bar:
+        for number in range(n_passes):
+            active = [i for i, learner in enumerate(learners) if number < learner.n_passes]
+            for block in rows.batches(_BLOCK_ROWS, shuffle=True, seed=order_seed + number):
+                for i in active:
+                    learners[i].observe(block)
+                bar.update(len(block))
+            for i in active:
+                histories[i].append(learners[i].end_pass())
+    for dictionary, learner, history in zip(dictionaries, learners, histories, strict=True):
+        dictionary.complete(learner.finish(), [line for line in history if line], rows.provenance)
+    return list(dictionaries)
+
+
+def as_rows(activations: Rows | torch.Tensor | npt.NDArray[Any]) -> Rows:
+    """Return activations as `Rows`; a tensor or an array of shape (rows, width) is read as float32 on the CPU.
+
+    Raises:
+        InputError: something that is not two-dimensional, or not activations at all.
+    """
+    if isinstance(activations, np.ndarray):
+        activations = torch.from_numpy(np.ascontiguousarray(activations))
+    if isinstance(activations, torch.Tensor):
+        if activations.dim() != 2:
+            raise InputError(f"activations must have the shape (rows, width), not {tuple(activations.shape)}")
+        return _TensorRows(activations.detach().to("cpu", torch.float32))
+    if not hasattr(activations, "batches"):
+        raise InputError(f"activations are an ActivationSet, a tensor or an array, not {type(activations).__name__}")
+    return activations
+
+
+class _TensorRows:
+    """A tensor in memory, read like an `ActivationSet`."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    @property
+    def width(self) -> int:
+        return self._tensor.shape[1]
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        return {}
+
+    @property
+    def mean(self) -> Floats:
+        return np.asarray(self._tensor.to(torch.float64).mean(dim=0).numpy())
+
+    @property
+    def variance(self) -> Floats:
+        return np.asarray(self._tensor.to(torch.float64).var(dim=0, correction=0).numpy())
+
+    def __len__(self) -> int:
+        return len(self._tensor)
+
+    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
+        if not shuffle:
+            yield from self._tensor.split(size)
+            return
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for places in order.split(size):
+            yield self._tensor[places]
+
+
+def _facts(rows: Rows) -> DataFacts:
+    if len(rows) == 0:
+        raise InputError("there are no rows of activations to learn from")
+    facts = DataFacts(len(rows), np.asarray(rows.mean, np.float64), np.asarray(rows.variance, np.float64))
+    if not (np.isfinite(facts.mean).all() and np.isfinite(facts.variance).all()):
+        place = 0
+        for block in rows.batches(_BLOCK_ROWS):
+            check_finite(block, place)
+            place += len(block)
+        raise InputError("the mean or the variance of the activations is too large for a number")
+    return facts
+
+
+def check_finite(block: torch.Tensor, first: int = 0) -> None:
+    """Refuse rows that are NaN or infinite.
+
+    Arguments:
+        block: shape (rows, width).
+        first: the number of its first row, for the message.
+
+    Raises:
+        InputError: there is one; the message says which.
+    """
+    # A sum is finite unless a term is not (or it overflows, which the exact check then clears): one cheap look first.
+    if bool(torch.isfinite(block.sum())):
+        return
+    bad = (~torch.isfinite(block).all(dim=1)).nonzero()
+    if len(bad):
+        raise InputError(f"row {first + int(bad[0])} of the activations is NaN or infinite")

@@ -1,0 +1,313 @@
+"""A HuggingFace model with its tokenizer, as the rest of the package sees it. Neither is ever changed."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from interpreto_mlops.errors import InputError, TextWarning
+from interpreto_mlops.models.encoding import Encoding, Ids
+from interpreto_mlops.models.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from interpreto_mlops.models.engine import Engine
+
+_TOKENIZER_CHUNK = 256
+_UNSET_LENGTH = 10**9  # transformers marks "no limit" by 1e30
+
+
+class TextModel:
+    """A HuggingFace model and its tokenizer.
+
+    Arguments:
+        model: any `PreTrainedModel`; it stays on its device, in its dtype, and in its train or eval mode.
+        tokenizer: the model's tokenizer.
+        name: how runs and registered dictionaries call the model; by default the end of its path.
+        uri: where the model can be loaded from again, pinned to a version.
+        model_id: MLflow's id of the logged model, when it has one.
+
+    Raises:
+        InputError: the tokenizer has more entries than the model has embeddings.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        uri: str | None = None,
+        model_id: str | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        path = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        self.uri = uri or path
+        self.name = name or path.rstrip("/").split("/")[-1]
+        self.model_id = model_id
+        rows = self.embedding.weight.shape[0]
+        if len(tokenizer) > rows:
+            raise InputError(
+                f"the tokenizer has {len(tokenizer)} entries but the model {self.name!r} only {rows} embeddings; "
+                "they do not belong together"
+            )
+
+    def __repr__(self) -> str:
+        return f"TextModel({self.name!r}, {type(self.model).__name__}, {self.device})"
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the embeddings, where inputs go."""
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the embeddings."""
+        return self.embedding.weight.dtype
+
+    @cached_property
+    def embedding(self) -> torch.nn.Embedding:
+        """The module that turns token ids into embeddings (the encoder's, for an encoder-decoder)."""
+        source: Any = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
+        module = source.get_input_embeddings()
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
+        return module  # type: ignore[no-any-return]
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that runs the model; all methods and metrics of this model share it."""
+        # The engine is built on this class, so the import cannot stand at the top.
+        from interpreto_mlops.models.engine import Engine
+
+        return Engine(self)
+
+    @property
+    def task(self) -> str:
+        """What the model does: `classification`, `generation`, or `encoder` for a model without a head."""
+        if self._is("ForSequenceClassification"):
+            return "classification"
+        return "generation" if self.model.can_generate() else "encoder"
+
+    def _is(self, ending: str) -> bool:
+        return any(base.__name__.endswith(ending) for base in type(self.model).__mro__)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes, by id."""
+        names = {int(i): str(label) for i, label in (self.model.config.id2label or {}).items()}
+        return tuple(names.get(i, f"LABEL_{i}") for i in range(self.model.config.num_labels or 0))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of configuration, weights and tokenizer at the time of the first call."""
+        return fingerprint(self.model, self.tokenizer)
+
+    @cached_property
+    def accepts(self) -> frozenset[str]:
+        """The names of the arguments of the model's forward."""
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    @cached_property
+    def max_length(self) -> int | None:
+        """The largest number of tokens that the model takes, or None when nothing limits it."""
+        limits = [self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None)]
+        for name, module in self.model.named_modules():
+            if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+                # RoBERTa and its kin start counting after the padding index.
+                offset = 0 if module.padding_idx is None else module.padding_idx + 1
+                limits.append(module.num_embeddings - offset)
+        known = [int(limit) for limit in limits if limit is not None and 0 < limit < _UNSET_LENGTH]
+        return min(known) if known else None
+
+    @cached_property
+    def fill_id(self) -> int:
+        """A valid id for the end of short rows, under attention mask 0."""
+        for candidate in (self._padding_id, self.tokenizer.pad_token_id):
+            if candidate is not None and 0 <= candidate < self.embedding.weight.shape[0]:
+                return int(candidate)
+        return 0
+
+    @property
+    def _padding_id(self) -> int | None:
+        """The id by which the model itself knows padding; the tokenizer's may be another one."""
+        padding: int | None = getattr(self.model.config, "pad_token_id", None)
+        return padding
+
+    @property
+    def pools_by_padding(self) -> bool:
+        """Whether the head needs a padding id to find the end of a row, and the configuration has none."""
+        return self._padding_id is None and isinstance(getattr(self.model, "score", None), torch.nn.Linear)
+
+    def ids_to_show(self, original: Ids, changed: Ids) -> Ids:
+        """Return the ids that the model may see when it computes on `changed`: those, or the original ones.
+
+        A padding id put in place of a token would move the pooled position of decoder classifiers and the position ids
+        of RoBERTa's kin; then the model sees the original ids, and the changed embeddings come in by a hook.
+        """
+        padding = self._padding_id
+        if padding is None or len(original) != len(changed) or not ((changed == padding) & (original != padding)).any():
+            return changed
+        return original
+
+    @cached_property
+    def _special_ids(self) -> Ids:
+        tokenizer = self.tokenizer
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        return np.asarray(sorted(special - ({tokenizer.unk_token_id} - ends)), dtype=np.int64)
+
+    def encode(self, texts: Iterable[str]) -> Iterator[Encoding]:
+        """Tokenise texts lazily, cutting those that are longer than the model takes on the right, with a warning.
+
+        Raises:
+            InputError: something other than a string among the texts, or one string instead of a list of them.
+        """
+        if isinstance(texts, str):
+            raise InputError(f"give a list of texts, not one string ({texts[:40]!r})")
+        iterator = iter(texts)
+        index = 0
+        while chunk := list(islice(iterator, _TOKENIZER_CHUNK)):
+            for place, text in enumerate(chunk, index):
+                if not isinstance(text, str):
+                    raise InputError(f"text {place} is not a string but {text!r}")
+            yield from self._encode_chunk(chunk, index)
+            index += len(chunk)
+
+    def _encode_chunk(self, texts: Sequence[str], first: int) -> Iterator[Encoding]:
+        with _unchanged_truncation(self.tokenizer):
+            rows = self.tokenizer(
+                list(texts),
+                truncation=self.max_length is not None,
+                max_length=self.max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_special_tokens_mask=True,
+                return_offsets_mapping=self.tokenizer.is_fast,
+            )
+        for place, text in enumerate(texts):
+            yield self._encoding(text, first + place, rows, place)
+
+    def _encoding(self, text: str, index: int, rows: Any, place: int) -> Encoding:
+        ids = np.asarray(rows["input_ids"][place], dtype=np.int64)
+        by_template = np.asarray(rows["special_tokens_mask"][place], dtype=bool)
+        special = by_template | np.isin(ids, self._special_ids)
+        offsets = rows["offset_mapping"][place] if self.tokenizer.is_fast else None
+        segments = (
+            rows["token_type_ids"][place] if "token_type_ids" in rows and "token_type_ids" in self.accepts else None
+        )
+        truncated = bool(rows.encodings[place].overflowing) if self.tokenizer.is_fast else len(ids) == self.max_length
+        if truncated:
+            message = f"text {index} is longer than {self.max_length} tokens and was cut there"
+            warnings.warn(message, TextWarning, stacklevel=2)
+        return Encoding(
+            text=text,
+            index=index,
+            ids=ids,
+            special=special,
+            tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist())),
+            offsets=None if offsets is None else np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
+            token_type_ids=None if segments is None else np.asarray(segments, dtype=np.int64),
+            truncated=truncated,
+        )
+
+    def inputs(self, encodings: Sequence[Encoding], ids: Sequence[Any] | None = None) -> dict[str, torch.Tensor]:
+        """Pad rows on the right into the model's inputs, on its device.
+
+        Arguments:
+            encodings: the text behind each row.
+            ids: the token ids of each row when they are not those of its text; each of its own length.
+
+        Returns:
+            `input_ids` and `attention_mask`, shape (rows, tokens), and `token_type_ids` where the model takes them.
+        """
+        rows = [encoding.ids for encoding in encodings] if ids is None else ids
+        width = max(len(row) for row in rows)
+        padded = np.full((len(rows), width), self.fill_id, dtype=np.int64)
+        mask = np.zeros((len(rows), width), dtype=np.int64)
+        for i, row in enumerate(rows):
+            padded[i, : len(row)] = row
+            mask[i, : len(row)] = 1
+        batch = {"input_ids": padded, "attention_mask": mask}
+        if encodings[0].token_type_ids is not None:
+            segments = np.zeros_like(padded)
+            for i, (encoding, row) in enumerate(zip(encodings, rows, strict=True)):
+                assert encoding.token_type_ids is not None
+                segments[i, : len(row)] = encoding.token_type_ids[: len(row)]
+            batch["token_type_ids"] = segments
+        return {name: torch.from_numpy(array).to(self.device) for name, array in batch.items()}
+
+    def with_positions(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Add position ids that are right under left padding, for causal models whose forward takes them.
+
+        Encoders of RoBERTa's kind count positions themselves, from the padding id, and get none.
+        """
+        causal = "position_ids" in self.accepts and _is_causal(self.model)
+        mask = batch.get("attention_mask")
+        if not causal or mask is None or "position_ids" in batch or bool(mask[:, 0].all()):
+            return batch
+        return {**batch, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Hold every module in eval mode, and put each one's own mode back."""
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @contextmanager
+    def embeddings_replaced(self, embeddings: torch.Tensor) -> Iterator[None]:
+        """Make the embedding module return `embeddings`, shape (rows, tokens, width), whatever ids it is given.
+
+        The model still sees the original ids, which pooling and position counting need.
+        """
+        handle = self.embedding.register_forward_hook(lambda *_: embeddings)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module."""
+        return self.embedding.forward(ids)
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether a model without an encoder attends to the left only; encoders number positions by themselves."""
+    if model.config.is_encoder_decoder:
+        return False
+    return bool(getattr(model.config, "is_decoder", False)) or model.can_generate() or _has_causal_attention(model)
+
+
+def _has_causal_attention(model: PreTrainedModel) -> bool:
+    flags = [bool(module.is_causal) for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(flags) and all(flags)
+
+
+@contextmanager
+def _unchanged_truncation(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Put a fast tokenizer's truncation and padding state back, which each call of it overwrites."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        yield
+        return
+    truncation, padding = backend.truncation, backend.padding
+    try:
+        yield
+    finally:
+        backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
+        backend.enable_padding(**padding) if padding else backend.no_padding()

@@ -1,0 +1,71 @@
+"""Named registries: a method registers itself where it is defined, and nothing else names it."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from interpreto_mlops.errors import InputError, UnknownNameError
+
+T = TypeVar("T")
+C = TypeVar("C")
+
+
+class Registry(Generic[T]):
+    """Objects of one kind by their snake-case name.
+
+    Arguments:
+        kind: what the objects are, in words, for error messages ("attribution method").
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._items: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Decorate a class or function to make it known as `name`.
+
+        Raises:
+            InputError: the name is taken.
+        """
+
+        def decorate(item: C) -> C:
+            if self._items.get(name, item) is not item:
+                raise InputError(f"the {self.kind} {name!r} is registered twice")
+            self._items[name] = item  # type: ignore[assignment]
+            return item
+
+        return decorate
+
+    def get(self, name: str) -> T:
+        """Return the object of that name.
+
+        Raises:
+            UnknownNameError: there is none; the message lists those there are.
+        """
+        if name not in self._items:
+            raise UnknownNameError(self.kind, name, self.names())
+        return self._items[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Return all names, sorted."""
+        return tuple(sorted(self._items))
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Yield (name, object) pairs sorted by name."""
+        return iter(sorted(self._items.items()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def discover(package: str) -> None:
+    """Import every module of `package`, so that what they define is registered."""
+    folder = importlib.import_module(package)
+    for module in pkgutil.iter_modules(folder.__path__):
+        importlib.import_module(f"{package}.{module.name}")

@@ -1,0 +1,179 @@
+"""Pieces of a text that receive a score: tokens, words, sentences, cut on the raw text by character offsets.
+
+Words and sentences depend on the text alone, so that two models with different tokenizers have the same elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from interpreto_mlops.errors import InputError, UnknownNameError
+
+Spans = npt.NDArray[np.int64]
+"""Character spans, shape (n, 2): start and end (exclusive) of each piece in the raw text."""
+
+NO_ELEMENT = -1
+"""The element index of a token that belongs to none (special tokens, white space)."""
+
+# Joiners and variation selectors stay with the character before them.
+_TAIL = r"\p{M}\u200c\u200d\ufe00-\ufe0f\U000e0100-\U000e01ef"
+_WORD = regex.compile(
+    rf"\p{{Han}}[{_TAIL}]*"
+    rf"|(?:(?!\p{{Han}})[\p{{L}}\p{{N}}\p{{M}}])(?:(?!\p{{Han}})[\p{{L}}\p{{N}}{_TAIL}])*"
+    rf"|[^\s\p{{Cc}}\p{{Cf}}][{_TAIL}]*"
+)
+_SENTENCE_END = regex.compile(r"""[.?!]+["'”’»)\]]*(?=\s)|\n""")
+_ABBREVIATION = regex.compile(
+    r"(?:^|[\s(\[\"'“‘])(?:mr|mrs|ms|dr|prof|st|sr|jr|vs|etc|e\.g|i\.e|cf|al|fig|eq|vol|pp|approx|dept|inc|ltd|co"
+    r"|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec|[a-z])\.$",
+    regex.IGNORECASE,
+)
+
+
+class Granularity(str, Enum):
+    """How large an element is."""
+
+    ALL_TOKENS = "all_tokens"
+    TOKEN = "token"
+    WORD = "word"
+    SENTENCE = "sentence"
+
+    @classmethod
+    def parse(cls, value: str | Granularity) -> Granularity:
+        """Return the member of that name.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise UnknownNameError("granularity", value, [member.value for member in cls]) from None
+
+
+@dataclass(frozen=True)
+class Elements:
+    """The scored pieces of one tokenised text.
+
+    Arguments:
+        names: a slice of the raw text for each element, outer white space cut; length n.
+        spans: where each lies in the raw text, shape (n, 2).
+        of_token: the element of each token, shape (tokens,); `NO_ELEMENT` for tokens that belong to none.
+    """
+
+    names: tuple[str, ...]
+    spans: Spans
+    of_token: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def word_spans(text: str) -> Spans:
+    """Cut a text into words: runs of letters, digits and marks, or one other visible character.
+
+    Each CJK ideograph is a word of its own.
+
+    Returns:
+        The spans, shape (words, 2).
+    """
+    return _as_spans([match.span() for match in _WORD.finditer(text)])
+
+
+def sentence_spans(text: str) -> Spans:
+    """Cut a text into sentences, at a newline or at `. ? !` before white space unless an abbreviation stands there.
+
+    Returns:
+        The spans without outer white space, shape (sentences, 2).
+    """
+    spans, start = [], 0
+    for match in _SENTENCE_END.finditer(text):
+        if match.group().startswith(".") and _ABBREVIATION.search(text[start : match.start() + 1]):
+            continue
+        spans.append((start, match.end()))
+        start = match.end()
+    spans.append((start, len(text)))
+    stripped = (_strip(text, *span) for span in spans)
+    return _as_spans([span for span in stripped if span[0] < span[1]])
+
+
+def elements_of(
+    text: str, granularity: Granularity, offsets: Spans | None, special: npt.NDArray[np.bool_], tokens: tuple[str, ...]
+) -> Elements:
+    """Group the tokens of a text into elements.
+
+    Arguments:
+        text: the raw text.
+        granularity: how large an element is.
+        offsets: character span of each token, shape (tokens, 2); None when the tokenizer knows none.
+        special: which tokens are special, shape (tokens,); they are elements only for `all_tokens`.
+        tokens: the tokenizer's own strings, the names of tokens that have no place in the text.
+
+    Raises:
+        InputError: words or sentences are asked for and the tokenizer gives no offsets.
+    """
+    if granularity is Granularity.ALL_TOKENS or granularity is Granularity.TOKEN:
+        return _token_elements(text, granularity is Granularity.ALL_TOKENS, offsets, special, tokens)
+    if offsets is None:
+        raise InputError(
+            f"granularity {granularity.value!r} needs character offsets, which this tokenizer lacks; use 'token'"
+        )
+    pieces = word_spans(text) if granularity is Granularity.WORD else sentence_spans(text)
+    return _joined_elements(text, pieces, _visible(text, offsets), special)
+
+
+def _token_elements(
+    text: str, with_special: bool, offsets: Spans | None, special: npt.NDArray[np.bool_], tokens: tuple[str, ...]
+) -> Elements:
+    visible = np.zeros((len(tokens), 2), dtype=np.int64) if offsets is None else _visible(text, offsets)
+    kept = ~special if offsets is None else ~special & (visible[:, 0] < visible[:, 1])
+    if with_special:
+        kept = kept | special
+    of_token = np.where(kept, np.cumsum(kept) - 1, NO_ELEMENT)
+    names = tuple(
+        text[start:end] if start < end and not is_special else token
+        for (start, end), is_special, token, keep in zip(
+            visible.tolist(), special.tolist(), tokens, kept.tolist(), strict=True
+        )
+        if keep
+    )
+    return Elements(names, visible[kept], of_token)
+
+
+def _joined_elements(text: str, pieces: Spans, visible: Spans, special: npt.NDArray[np.bool_]) -> Elements:
+    """Give each token to the piece of its first visible character; join pieces that one token covers."""
+    starts = pieces[:, 0]
+    belongs = ~special & (visible[:, 0] < visible[:, 1])
+    first = np.searchsorted(starts, visible[:, 0], side="right") - 1
+    last = np.searchsorted(starts, visible[:, 1] - 1, side="right") - 1
+    belongs &= first >= 0
+    # An element is a group of adjacent pieces; a token over two pieces puts both in one group.
+    joined = np.zeros(len(pieces), dtype=bool)
+    for begin, end in zip(first[belongs].tolist(), last[belongs].tolist(), strict=True):
+        joined[begin + 1 : end + 1] = True
+    group = np.cumsum(~joined) - 1
+    used, of_used = np.unique(group[first[belongs]], return_inverse=True)
+    of_token = np.full(len(special), NO_ELEMENT, dtype=np.int64)
+    of_token[belongs] = of_used
+    spans = _as_spans([(pieces[group == g][0, 0], pieces[group == g][-1, 1]) for g in used])
+    return Elements(tuple(text[start:end] for start, end in spans.tolist()), spans, of_token)
+
+
+def _visible(text: str, offsets: Spans) -> Spans:
+    """Cut white space from both ends of each token's span."""
+    return _as_spans([_strip(text, start, end) for start, end in offsets.tolist()])
+
+
+def _strip(text: str, start: int, end: int) -> tuple[int, int]:
+    piece = text[start:end]
+    left = start + len(piece) - len(piece.lstrip())
+    return left, max(left, end - (len(piece) - len(piece.rstrip())))
+
+
+def _as_spans(spans: list[tuple[int, int]]) -> Spans:
+    return np.asarray(spans, dtype=np.int64).reshape(-1, 2)

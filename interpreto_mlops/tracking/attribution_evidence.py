@@ -1,0 +1,227 @@
+"""What a run of an attribution method holds: parameters, scores beside a random ranking, curves, the texts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
+from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.errors import InputError
+from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.data import DataReference
+from interpreto_mlops.tracking.runs import RunLog
+from interpreto_mlops.visuals import attributions_html, figures
+
+_TABLE_TEXTS = 100
+_TABLE_ELEMENTS = 5
+_TABLE_CHARACTERS = 300
+
+
+def write_attributions(
+    run: RunLog,
+    explanations: AttributionSet,
+    *,
+    metrics: Sequence[MetricResult] = (),
+    model: TextModel | None = None,
+    dataset: TextDataset | DataReference | None = None,
+) -> None:
+    """Write one method's attributions of one data set into a run.
+
+    Arguments:
+        run: an open run of its own cell.
+        explanations: of one method, at least one text.
+        metrics: of these explanations.
+        model: the explained model.
+        dataset: whose texts they are; by default the texts of the explanations.
+
+    Raises:
+        InputError: nothing to write, or metrics of another method.
+        TrackingError: the store fails.
+    """
+    check(explanations, metrics)
+    data = DataReference.of(dataset or TextDataset("texts", tuple(item.text for item in explanations)))
+    run.params(attribution_params(explanations, model))
+    run.tags(model_tags(model))
+    run.input(data, "explained")
+    if model is not None and model.model_id is not None:
+        run.input_model(model.model_id)
+    scores = attribution_scores(metrics)
+    run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
+    if model is not None and model.model_id is not None and scores:
+        run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
+    _write_curves(run, metrics)
+    _write_artifacts(run, explanations, metrics, model, data)
+    run.summary(_summary(explanations, metrics, model, data))
+
+
+def check(explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
+    """Refuse what cannot be one run.
+
+    Raises:
+        InputError: no explanations, or metrics of another method.
+    """
+    if not len(explanations):
+        raise InputError("there are no explanations to log")
+    for result in metrics:
+        if result.method != explanations.method:
+            other = f"but the explanations are by {explanations.method!r}"
+            raise InputError(f"the metric {result.name!r} is of {result.method!r}, {other}")
+
+
+def attribution_params(explanations: AttributionSet, model: TextModel | None) -> dict[str, str]:
+    """Return the parameters of the run."""
+    named = {} if model is None else {"model": model.name, "task": model.task}
+    return schema.params({**named, "method": explanations.method}, explanations.parameters)
+
+
+def attribution_scores(metrics: Iterable[MetricResult]) -> dict[str, float]:
+    """Return each metric's mean beside that of random rankings, by the schema's keys."""
+    scores: dict[str, float] = {}
+    for result in metrics:
+        name = schema.metric_key(result.name)
+        scores |= {name: result.mean, name + schema.RANDOM: result.random_mean}
+    return scores
+
+
+def model_tags(model: TextModel | None) -> dict[str, str | None]:
+    """Return the tags that name the explained model and its content."""
+    if model is None:
+        return {}
+    return {
+        schema.TAG_MODEL_URI: model.uri,
+        schema.TAG_MODEL_FINGERPRINT: model.fingerprint,
+        schema.TAG_MODEL_ID: model.model_id,
+    }
+
+
+def _write_curves(run: RunLog, metrics: Iterable[MetricResult]) -> None:
+    for result in metrics:
+        name = f"{schema.CURVE}/{result.name.rsplit('/', 1)[-1]}"
+        for key, curve in ((name, result.curve), (name + schema.RANDOM, result.random_curve)):
+            if curve is not None and len(curve):
+                run.curve(key, *_by_percent(curve))
+
+
+def _by_percent(curve: Floats) -> tuple[list[int], list[float]]:
+    """Return whole per cents and values; points of the same per cent become their mean."""
+    percent = np.rint(100 * curve[:, 0]).astype(np.int64)
+    steps, place = np.unique(percent, return_inverse=True)
+    values = np.bincount(place, weights=curve[:, 1]) / np.bincount(place)
+    return steps.tolist(), values.tolist()
+
+
+def _write_artifacts(
+    run: RunLog,
+    explanations: AttributionSet,
+    metrics: Sequence[MetricResult],
+    model: TextModel | None,
+    data: DataReference,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
+        run.folder(explanations.save(scratch), schema.ATTRIBUTIONS)
+    facts = {"data set": data.name} if model is None else {"model": model.name, "data set": data.name}
+    title = f"{explanations.method} on {data.name}"
+    run.text(
+        schema.ATTRIBUTIONS_HTML,
+        attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts),
+    )
+    run.table(schema.ATTRIBUTIONS_EXAMPLES, _examples(explanations))
+    run.figure(schema.ATTRIBUTIONS_EXAMPLE, figures.attribution_figure(_readable(explanations)))
+    if metrics:
+        run.frame(schema.ATTRIBUTIONS_SCORES, _score_frame(explanations, metrics))
+        run.dict(schema.ATTRIBUTIONS_METRICS, {result.name: _details(result) for result in metrics})
+    if any(result.curve is not None for result in metrics):
+        run.figure(schema.ATTRIBUTIONS_CURVES, figures.curves_figure(metrics))
+
+
+def _readable(explanations: AttributionSet) -> Attribution:
+    """Return the text whose number of elements is nearest to what one figure shows well."""
+    return min(explanations, key=lambda item: abs(len(item) - 15))
+
+
+def _examples(explanations: AttributionSet) -> pd.DataFrame:
+    rows = []
+    for item in explanations[:_TABLE_TEXTS]:
+        order = item.ranking()
+        first, last = order[:_TABLE_ELEMENTS], order[::-1][:_TABLE_ELEMENTS]
+        rows.append(
+            {
+                "text_index": item.index,
+                "text": item.text[:_TABLE_CHARACTERS] + ("…" if len(item.text) > _TABLE_CHARACTERS else ""),
+                "target": item.targets[0].name,
+                "output": float(item.output[0]),
+                "baseline": float(item.baseline_output[0]),
+                "speaks for": ", ".join(_scored(item, place) for place in first if item.scores[0, place] > 0),
+                "speaks against": ", ".join(_scored(item, place) for place in last if item.scores[0, place] < 0),
+                "truncated": item.truncated,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _scored(item: Attribution, place: int) -> str:
+    return f"{item.elements[place]} {item.scores[0, place]:+.3f}"
+
+
+def _score_frame(explanations: AttributionSet, metrics: Iterable[MetricResult]) -> pd.DataFrame:
+    """Return one row a text and metric, by which methods are compared text by text."""
+    index = [item.index for item in explanations]
+    frames = [
+        pd.DataFrame(
+            {
+                "text_index": index[: len(result.values)],
+                "metric": result.name,
+                "value": result.values,
+                "random": result.random_values,
+                "better_than_random": result.better_than_random,
+            }
+        )
+        for result in metrics
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _details(result: MetricResult) -> dict[str, Any]:
+    low, high = result.interval()
+    return {
+        "mean": result.mean,
+        "interval_95": [low, high],
+        "random_mean": result.random_mean,
+        "gain": result.gain,
+        "diagnosticity": result.diagnosticity,
+        "higher_is_better": result.higher_is_better,
+        "texts": len(result.values),
+        "skipped": result.skipped,
+        "parameters": result.parameters,
+        "counters": result.counters,
+    }
+
+
+def _summary(
+    explanations: AttributionSet, metrics: Iterable[MetricResult], model: TextModel | None, data: DataReference
+) -> str:
+    of = "" if model is None else f" of {schema.markdown(model.name)}"
+    cut = f", {explanations.n_truncated} of them cut to the model's length" if explanations.n_truncated else ""
+    texts = f"{len(explanations)} texts from {schema.markdown(data.name)}{cut}"
+    head = f"**{schema.markdown(explanations.method)}**{of} on {texts}."
+    rows = [
+        f"| {schema.markdown(result.name)} | {result.mean:.4f} | {result.random_mean:.4f} "
+        f"| {'higher' if result.higher_is_better else 'lower'} | {result.n_skipped} |"
+        for result in metrics
+    ]
+    table = ["| metric | value | random ranking | better | texts skipped |", "| --- | --- | --- | --- | --- |", *rows]
+    where = "The scored texts are in `attributions/attributions.html`."
+    return "\n".join([head, "", *(table if rows else []), "", where])
+
+
+def summary_table(values: Mapping[str, float]) -> str:
+    """Return metrics as a markdown table."""
+    rows = [f"| {schema.markdown(name)} | {value:.4f} |" for name, value in values.items()]
+    return "\n".join(["| metric | value |", "| --- | --- |", *rows])

@@ -1,0 +1,227 @@
+"""What a run of a concept dictionary holds, the dictionary as a logged model first, and how it is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from mlflow.entities.model_registry import ModelVersion
+
+from interpreto_mlops.concepts.base import ConceptDictionary
+from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.attribution_evidence import summary_table
+from interpreto_mlops.tracking.data import DataReference
+from interpreto_mlops.tracking.dictionary_flavor import dictionary_tags, save_model
+from interpreto_mlops.tracking.logged_models import LoggedFolder, log_folder, register
+from interpreto_mlops.tracking.runs import RunLog
+from interpreto_mlops.tracking.store import Store
+from interpreto_mlops.visuals import concepts_html, figures
+
+if TYPE_CHECKING:
+    from interpreto_mlops.concepts.importance import ConceptImportance
+    from interpreto_mlops.concepts.interpretation import ConceptDescription
+
+_AXES = ("step", "epoch")
+
+
+def write_dictionary(
+    run: RunLog,
+    dictionary: ConceptDictionary,
+    *,
+    name: str = "dictionary",
+    metrics: Mapping[str, float] | None = None,
+    importance: ConceptImportance | None = None,
+    model: TextModel | None = None,
+    dataset: TextDataset | DataReference | None = None,
+) -> LoggedFolder:
+    """Write one fitted dictionary into a run: the logged model first, then what is known about it.
+
+    Arguments:
+        run: an open run of its own cell.
+        dictionary: fitted; its labels (`descriptions`) are shown when it has any.
+        name: of the logged model.
+        metrics: by the schema's keys, such as `reconstruction/r2`.
+        importance: of the concepts for the model's classes.
+        model: the explained model; by default what the dictionary's provenance says of it.
+        dataset: what the metrics were computed on; by default the data that it was fitted on.
+
+    Returns:
+        The logged model, to register when the whole run has gone well.
+
+    Raises:
+        NotFittedError: the dictionary is not fitted.
+        TrackingError: the store fails.
+    """
+    fitted = DataReference.from_provenance(dictionary.provenance)
+    data = DataReference.of(dataset) if dataset is not None else fitted
+    run.params(dictionary_params(dictionary, model))
+    run.tags({**dictionary_tags(dictionary), schema.TAG_KIND: None})
+    _write_inputs(run, dictionary, fitted, data)
+    logged = log_folder(
+        run.store,
+        name,
+        lambda path, entry: save_model(dictionary, path, mlflow_model=entry),
+        model_type=schema.DICTIONARY_KIND,
+        run_id=run.run_id,
+        params=run.logged_params,
+        tags=dictionary_tags(dictionary),
+    )
+    values = dict(metrics or {})
+    if values:
+        run.metrics(values, model_id=logged.model_id, dataset=data)
+        if base := _base(dictionary).get("model_id"):
+            run.explained(values, str(base), data)
+    _write_training(run, dictionary.history_)
+    _write_concepts(run, dictionary, values, importance)
+    run.summary(dictionary_summary(dictionary, values))
+    return logged
+
+
+def register_dictionary(
+    store: Store,
+    logged: LoggedFolder,
+    dictionary: ConceptDictionary,
+    *,
+    name: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> ModelVersion:
+    """Make a logged dictionary the next version of `<base>.<layer>.<method>`: the last step, when all else is written.
+
+    Arguments:
+        store: where it was logged.
+        logged: what `write_dictionary` returned.
+        dictionary: the same dictionary.
+        name: of the registered model, instead of the schema's.
+        metrics: a few of them, kept as tags of the version.
+
+    Raises:
+        InputError: a name that MLflow cannot register.
+        TrackingError: the store fails.
+    """
+    values = dict(metrics or {})
+    tags = {schema.TAG_METRIC + schema.key(key): f"{value:.6g}" for key, value in values.items()}
+    return register(
+        store,
+        logged,
+        name or dictionary_name(dictionary),
+        tags={**dictionary_tags(dictionary), **tags},
+        description=dictionary_summary(dictionary, values),
+    )
+
+
+def dictionary_name(dictionary: ConceptDictionary) -> str:
+    """Return the name that the schema registers a dictionary by."""
+    layer = dictionary.provenance.get("layer") or "activations"
+    return schema.registered_name(str(_base(dictionary).get("name") or "model"), str(layer), dictionary.name)
+
+
+def dictionary_params(dictionary: ConceptDictionary, model: TextModel | None = None) -> dict[str, str]:
+    """Return the parameters of the run."""
+    fixed = {
+        "model": model.name if model else _base(dictionary).get("name"),
+        "task": model.task if model else None,
+        "method": dictionary.name,
+        "layer": dictionary.provenance.get("layer"),
+        "granularity": dictionary.provenance.get("granularity"),
+    }
+    return schema.params(fixed, dictionary.parameters)
+
+
+def dictionary_summary(dictionary: ConceptDictionary, metrics: Mapping[str, float]) -> str:
+    """Return a few lines of markdown: what the dictionary is, of what, how good."""
+    said = dictionary.provenance
+    data: Mapping[str, Any] = said.get("data") or {}
+    parts = [f"**{dictionary.n_concepts} concepts** by {schema.markdown(dictionary.name)} (seed {dictionary.seed})"]
+    if said.get("layer"):
+        parts.append(f"at layer {schema.markdown(said['layer'])}")
+    if _base(dictionary).get("name"):
+        parts.append(
+            f"of {schema.markdown(_base(dictionary)['name'])} ({schema.markdown(_base(dictionary).get('uri'))})"
+        )
+    if data.get("name"):
+        parts.append(
+            f"from {said.get('n_rows', '?')} rows of {schema.markdown(data['name'])} ({data.get('n_texts', '?')} texts)"
+        )
+    text = " ".join(parts) + "."
+    return f"{text}\n\n{summary_table(metrics)}" if metrics else text
+
+
+def _base(dictionary: ConceptDictionary) -> Mapping[str, Any]:
+    base: Mapping[str, Any] = dictionary.provenance.get("model") or {}
+    return base
+
+
+def _write_inputs(
+    run: RunLog, dictionary: ConceptDictionary, fitted: DataReference | None, data: DataReference | None
+) -> None:
+    if fitted is not None:
+        run.input(fitted, "fitted")
+    if data is not None and (fitted is None or data.digest != fitted.digest):
+        run.input(data, "evaluated")
+    if base := _base(dictionary).get("model_id"):
+        run.input_model(str(base))
+
+
+def _write_training(run: RunLog, history: Sequence[Mapping[str, float]]) -> None:
+    """Write each quantity of the training as a curve, by the step or epoch that its points name."""
+    quantities = dict.fromkeys(key for point in history for key in point if key not in _AXES)
+    for quantity in quantities:
+        points = [(_step(point, place), point[quantity]) for place, point in enumerate(history) if quantity in point]
+        key = quantity if quantity.startswith(f"{schema.TRAIN}/") else f"{schema.TRAIN}/{quantity}"
+        run.curve(key, [step for step, _ in points], [value for _, value in points])
+    if quantities and len(history) > 1:
+        run.figure(schema.CONCEPTS_TRAINING_FIGURE, figures.training_figure(history))
+
+
+def _step(point: Mapping[str, float], place: int) -> int:
+    return int(next((point[axis] for axis in _AXES if axis in point), place))
+
+
+def _write_concepts(
+    run: RunLog, dictionary: ConceptDictionary, metrics: Mapping[str, float], importance: ConceptImportance | None
+) -> None:
+    descriptions = dictionary.descriptions or []
+    if importance is not None:
+        run.frame(schema.CONCEPTS_IMPORTANCE, importance.to_frame())
+        run.figure(schema.CONCEPTS_IMPORTANCE_FIGURE, figures.importance_figure(importance, descriptions))
+    if descriptions:
+        run.table(schema.CONCEPTS_LABELS, _labels(descriptions))
+        title = f"{dictionary.name} at {dictionary.provenance.get('layer', 'a layer')}"
+        page = concepts_html.render_page(
+            descriptions, importance, title=title, facts=_facts(dictionary), metrics=metrics
+        )
+        run.text(schema.CONCEPTS_HTML, page)
+
+
+def _labels(descriptions: Sequence[ConceptDescription]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "concept": description.concept,
+                "label": description.label,
+                "words": ", ".join(f"{word.word} {word.activation:.3f}" for word in description.words),
+                "density": description.density,
+                "max_activation": description.max_activation,
+                "context": " | ".join(f"{c.before}[{c.word}]{c.after}" for c in description.contexts[:2]),
+            }
+            for description in descriptions
+        ]
+    )
+
+
+def _facts(dictionary: ConceptDictionary) -> dict[str, object]:
+    said = dictionary.provenance
+    data: Mapping[str, Any] = said.get("data") or {}
+    found = {
+        "model": _base(dictionary).get("name"),
+        "layer": said.get("layer"),
+        "method": dictionary.name,
+        "data set": data.get("name"),
+        "granularity": said.get("granularity"),
+        "rows": said.get("n_rows"),
+        "seed": dictionary.seed,
+    }
+    return {name: value for name, value in found.items() if value is not None}

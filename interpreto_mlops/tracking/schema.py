@@ -1,0 +1,165 @@
+"""The run schema: every tag, parameter, metric and artifact name that a run may have, and how names are made safe.
+
+The MLflow UI lines runs up by name, so nothing outside this module spells one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from interpreto_mlops.errors import InputError, UnknownNameError
+
+KINDS = ("attributions", "concepts", "probe", "audit", "report")
+DICTIONARY_KIND = "concept_dictionary"
+
+TAG_KIND = "interpreto.kind"
+TAG_SUITE = "interpreto.suite"
+TAG_VERSION = "interpreto.version"
+TAG_CELL = "interpreto.cell"
+TAG_MODEL_URI = "interpreto.model.uri"
+TAG_MODEL_FINGERPRINT = "interpreto.model.fingerprint"
+TAG_MODEL_ID = "interpreto.model.id"
+TAG_LAYER = "interpreto.layer"
+TAG_COMMAND = "interpreto.command"
+TAG_METHOD = "interpreto.method"
+TAG_DATA = "interpreto.data.digest"
+TAG_SOURCE_RUN = "interpreto.source_run"
+TAG_MANIFEST = "interpreto.manifest"
+TAG_SHA256 = "interpreto.sha256"
+TAG_METRIC = "interpreto.metric."
+TAG_NOTE = "mlflow.note.content"
+TAG_RUN_NAME = "mlflow.runName"
+TAG_TABLES = "mlflow.loggedArtifacts"
+TAG_VERSIONS = "mlflow.modelVersions"
+TAG_EXPERIMENT_KIND = "mlflow.experimentKind"
+
+PARAMS = ("model", "task", "method", "layer", "granularity", "inference_mode", "n_concepts", "seed")
+METHOD_PARAM = "method."
+
+FAITHFULNESS = "faithfulness"
+EXPLAIN = "explain"
+CURVE = "curve"
+TRAIN = "train"
+COST = "cost"
+RANDOM = "_random"
+COSTS = ("seconds", "evaluations_asked", "evaluations_run", "tokens", "padding", "tokens_per_second")
+
+ATTRIBUTIONS = "attributions"
+ATTRIBUTIONS_HTML = "attributions/attributions.html"
+ATTRIBUTIONS_EXAMPLES = "attributions/examples.json"
+ATTRIBUTIONS_METRICS = "attributions/metrics.json"
+ATTRIBUTIONS_SCORES = "attributions/scores.parquet"
+ATTRIBUTIONS_CURVES = "attributions/curves.png"
+ATTRIBUTIONS_EXAMPLE = "attributions/example.png"
+CONCEPTS_LABELS = "concepts/labels.json"
+CONCEPTS_HTML = "concepts/concepts.html"
+CONCEPTS_IMPORTANCE = "concepts/importance.parquet"
+CONCEPTS_IMPORTANCE_FIGURE = "concepts/importance.png"
+CONCEPTS_TRAINING_FIGURE = "concepts/training.png"
+REPORT_HTML = "report/report.html"
+REPORT_COMPARISON = "report/comparison.png"
+REPORT_CURVES = "report/curves.png"
+RECIPE = "recipe.yaml"
+ENVIRONMENT = "environment.json"
+
+_MAX_SLUG = 120
+_MAX_PARAM = 6000
+_KEY = re.compile(r"[^A-Za-z0-9_\-. /]+")
+
+
+def slugify(text: str) -> str:
+    """Return the text as a name that all of MLflow takes: at most 120 ASCII letters, digits, `_` and `-`."""
+    ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9_]+", "-", ascii_only).strip("-")
+    return slug[:_MAX_SLUG].rstrip("-") or "unnamed"
+
+
+def registered_name(model: str, layer: str, method: str) -> str:
+    """Return the name by which dictionaries are registered: `<base>.<layer>.<method>`."""
+    return ".".join(slugify(part) for part in (model, layer, method))
+
+
+def key(text: str) -> str:
+    """Return the text as a metric or parameter key: what MLflow refuses becomes `_`."""
+    parts = (_KEY.sub("_", part).strip() for part in text.split("/"))
+    return "/".join("_" if set(part) <= {"."} else part for part in parts)[:250]
+
+
+def cell_hash(config: Mapping[str, Any]) -> str:
+    """Return 32 hex digits of the sha256 of a cell's full configuration; the order of its keys does not matter.
+
+    Raises:
+        InputError: a value that JSON cannot hold, so that it has no fixed text.
+    """
+    try:
+        text = json.dumps(config, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the configuration of a cell must be plain JSON: {error}") from error
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def check_kind(kind: str) -> str:
+    """Return `kind` if it is one of `KINDS`.
+
+    Raises:
+        UnknownNameError: it is not.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("kind of run", kind, KINDS)
+    return kind
+
+
+def metric_key(name: str) -> str:
+    """Return the key of an attribution metric: a bare registry name is a faithfulness metric."""
+    return key(name if "/" in name else f"{FAITHFULNESS}/{name}")
+
+
+def explain_key(name: str) -> str:
+    """Return the key of a summary metric on the explained model: `explain/` and the last part of its own key."""
+    return f"{EXPLAIN}/{key(name).rsplit('/', 1)[-1]}"
+
+
+def params(fixed: Mapping[str, Any], method: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return a run's parameters as text, None left out: the schema's own by name, the method's others under `method.`.
+
+    Raises:
+        UnknownNameError: a name in `fixed` that the schema does not have.
+    """
+    values = dict(fixed)
+    for name, value in (method or {}).items():
+        if name in PARAMS:
+            values.setdefault(name, value)
+        else:
+            values[key(METHOD_PARAM + name)] = value
+    for name in fixed:
+        if name not in PARAMS:
+            raise UnknownNameError("run parameter", name, PARAMS)
+    return {name: param_text(value) for name, value in values.items() if value is not None}
+
+
+def param_text(value: Any) -> str:
+    """Return a parameter as text, cut to what MLflow keeps with a visible mark where it is longer."""
+    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list, tuple)) else str(value)
+    if len(text) <= _MAX_PARAM:
+        return text
+    mark = f" … (cut from {len(text)} characters)"
+    return text[: _MAX_PARAM - len(mark)] + mark
+
+
+def costs(counters: Mapping[str, float], seconds: float | None = None) -> dict[str, float]:
+    """Return an engine's counters as `cost/…` metrics; `seconds` replaces the time inside the model."""
+    found = {name: float(counters[name]) for name in COSTS if name in counters}
+    if seconds is not None:
+        found["seconds"] = seconds
+    return {f"{COST}/{name}": value for name, value in found.items()}
+
+
+def markdown(text: object) -> str:
+    """Return text that comes from data or a user so that markdown and HTML show it as it is, on one line."""
+    line = re.sub(r"\s+", " ", str(text))
+    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&])", r"\\\1", line)

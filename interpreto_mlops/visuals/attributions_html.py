@@ -1,0 +1,164 @@
+"""Attributions as a page: each text with its elements coloured, method under method, and the scores of the methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from interpreto_mlops.attributions.metrics.results import MetricResult
+from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.visuals import figures, page
+from interpreto_mlops.visuals.highlight import Highlighted, highlight
+from interpreto_mlops.visuals.metric_names import MetricName, metric_name
+
+_MAX_TEXTS = 50
+_FRAGMENT_TEXTS = 10
+_OPEN_TEXTS = 10
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One method's scores of one target on one text."""
+
+    attribution: Attribution
+    target: str
+    output: float
+    baseline_output: float
+    marks: Highlighted
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One text with the rows of all methods."""
+
+    index: int
+    text: str
+    truncated: bool
+    rows: tuple[_Row, ...]
+
+
+@dataclass(frozen=True)
+class _Score:
+    """One metric of one method; places are per cent of the metric's axis."""
+
+    metric: MetricName
+    result: MetricResult
+    low: float
+    high: float
+    places: dict[str, float]
+    first: bool
+    rows: int
+
+
+def render_page(
+    sets: Sequence[AttributionSet],
+    *,
+    title: str,
+    scores: Sequence[MetricResult] = (),
+    facts: Mapping[str, object] | None = None,
+    max_texts: int = _MAX_TEXTS,
+) -> str:
+    """Return a whole HTML page.
+
+    Arguments:
+        sets: one for each method; where they explain the same texts, the methods stand beneath each other.
+        title: of the page.
+        scores: metrics of the methods; those with curves are drawn, too.
+        facts: what else the head should say (model, data set, …).
+        max_texts: texts shown, so that the page stays small enough for a browser; it says how many are left out.
+    """
+    texts = _texts(sets)
+    results = list(scores)
+    return page.render(
+        "attributions.html",
+        title=title,
+        facts=page.facts(facts or {}, _common_parameters(sets)),
+        methods=[(item, page.facts(_own_parameters(item, sets))) for item in sets],
+        scores=list(_scores(results)),
+        curves=figures.to_png(figures.curves_figure(results)) if any(r.curve is not None for r in results) else b"",
+        texts=_views(sets, texts[:max_texts]),
+        n_texts=len(texts),
+        n_open=_OPEN_TEXTS,
+    )
+
+
+def render_fragment(attributions: AttributionSet, *, max_texts: int = _FRAGMENT_TEXTS) -> str:
+    """Return a piece of HTML with its own style, for a notebook cell.
+
+    Arguments:
+        attributions: the scores.
+        max_texts: texts shown; the fragment says how many are left out.
+    """
+    texts = _texts([attributions])
+    return page.render(
+        "attributions_fragment.html",
+        texts=_views([attributions], texts[:max_texts]),
+        n_texts=len(texts),
+        n_open=max_texts,
+        summary=repr(attributions),
+    )
+
+
+def _texts(sets: Sequence[AttributionSet]) -> list[tuple[int, str]]:
+    return list(dict.fromkeys((item.index, item.text) for each in sets for item in each))
+
+
+def _views(sets: Sequence[AttributionSet], texts: Sequence[tuple[int, str]]) -> list[_Text]:
+    found: dict[tuple[int, str], list[Attribution]] = {key: [] for key in texts}
+    for each in sets:
+        for item in each:
+            if (item.index, item.text) in found:
+                found[item.index, item.text].append(item)
+    return [
+        _Text(index, text, any(item.truncated for item in items), tuple(row for item in items for row in _rows(item)))
+        for (index, text), items in found.items()
+    ]
+
+
+def _rows(item: Attribution) -> Iterator[_Row]:
+    for i, target in enumerate(item.targets):
+        name = target.name if target.position is None else f"{target.name} (position {target.position})"
+        yield _Row(item, name, float(item.output[i]), float(item.baseline_output[i]), highlight(item, i))
+
+
+def _common_parameters(sets: Sequence[AttributionSet]) -> dict[str, object]:
+    """The parameters that all methods have with the same value: they belong to the head of the page."""
+    if not sets:
+        return {}
+    first, rest = sets[0].parameters, [other.parameters for other in sets[1:]]
+    return {
+        name: value for name, value in first.items() if all(name in other and other[name] == value for other in rest)
+    }
+
+
+def _own_parameters(item: AttributionSet, sets: Sequence[AttributionSet]) -> dict[str, object]:
+    common = _common_parameters(sets)
+    return {name: value for name, value in item.parameters.items() if name not in common}
+
+
+def _scores(results: Sequence[MetricResult]) -> Iterator[_Score]:
+    """Put the results of one metric together, on one axis."""
+    for name in dict.fromkeys(result.name for result in results):
+        group = [result for result in results if result.name == name]
+        intervals = [result.interval() for result in group]
+        marks = [
+            {"mean": result.mean, "random": result.random_mean, "low": low, "high": high}
+            for result, (low, high) in zip(group, intervals, strict=True)
+        ]
+        known = metric_name(name)
+        metric = MetricName(name, group[0].higher_is_better, known.meaning)
+        for i, (result, (low, high), places) in enumerate(zip(group, intervals, _placed(marks), strict=True)):
+            yield _Score(metric, result, low, high, places, first=i == 0, rows=len(group))
+
+
+def _placed(marks: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Turn values into per cent of an axis that holds zero and all of them; NaN has no place."""
+    finite = [value for row in marks for value in row.values() if abs(value) < float("inf")]
+    low, high = min([0.0, *finite]), max([0.0, *finite])
+    # A little air at both ends, so that no mark is cut.
+    low, high = low - 0.03 * (high - low), high + 0.03 * (high - low)
+    width = (high - low) or 1.0
+    return [
+        {name: round(100 * (value - low) / width, 2) for name, value in row.items() if abs(value) < float("inf")}
+        for row in marks
+    ]

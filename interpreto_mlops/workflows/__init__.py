@@ -1,0 +1,1 @@
+"""Whole jobs: from a model and a data set to runs, registered dictionaries and a report."""

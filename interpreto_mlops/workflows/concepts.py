@@ -1,0 +1,257 @@
+"""Concept dictionaries of layers: one pass of the texts through the model, one run for each dictionary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import pandas as pd
+
+from interpreto_mlops.concepts import (
+    DICTIONARIES,
+    ActivationSet,
+    ConceptDictionary,
+    ConceptImportance,
+    ModelWithSplitPoints,
+    concept_importance,
+    evaluate,
+    fit_together,
+    stability,
+    stability_random,
+    top_words,
+)
+from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
+from interpreto_mlops.errors import TextWarning, UnknownNameError
+from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.concept_evidence import dictionary_name, register_dictionary, write_dictionary
+from interpreto_mlops.tracking.logged_models import LoggedFolder
+from interpreto_mlops.tracking.runs import run
+from interpreto_mlops.workflows.job import Job, plain
+from interpreto_mlops.workflows.recipes import ConceptsRecipe
+
+_FEW_TEXTS = 10
+
+
+@dataclass
+class ConceptCell:
+    """One dictionary on its way to a finished run.
+
+    Arguments:
+        layer: as the recipe calls it.
+        path: the layer's module path.
+        dictionary: fitted.
+        metrics: by the run schema's names.
+        importance: of the concepts for the classes, for a classifier.
+        run_id: of its run, once there is one.
+        logged: the logged model, once there is one.
+        registered: its registered name and version, for the best of a layer.
+    """
+
+    layer: int | str
+    path: str
+    dictionary: ConceptDictionary
+    metrics: dict[str, float] = field(default_factory=dict)
+    importance: ConceptImportance | None = None
+    run_id: str = ""
+    logged: LoggedFolder | None = None
+    registered: tuple[str, str] | None = None
+
+
+def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -> list[ConceptCell]:
+    """Learn every dictionary of the recipe, score, label and log it, and register the best of each layer at the end.
+
+    Arguments:
+        job: its data set gives the texts that metrics and importance are computed on.
+        recipe: which dictionaries.
+        fit_on: the texts that dictionaries are fitted on; by default the recipe's holdout splits the job's own texts.
+
+    Raises:
+        InterpretoError: whatever stops a dictionary; its run is then marked FAILED, and nothing is registered.
+    """
+    recipe.check()
+    split = ModelWithSplitPoints(job.model, split_points=recipe.layers)
+    fit_texts, held_out = (fit_on, job.dataset) if fit_on else hold_out(job.dataset, recipe.holdout)
+    cells = [
+        ConceptCell(layer, split.path(layer), dictionary)
+        for layer in recipe.layers
+        for dictionary in _dictionaries(recipe)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextWarning)
+        with job.console.stage("activations"):
+            fitting = split.get_activations(fit_texts, granularity=recipe.granularity, progress=job.console.progress)
+            scoring = (
+                fitting
+                if held_out is fit_texts
+                else split.get_activations(held_out, granularity=recipe.granularity, progress=job.console.progress)
+            )
+        for layer in recipe.layers:
+            ours = [cell for cell in cells if cell.layer == layer]
+            _fit(job, ours, fitting[layer])
+            _score(job, recipe, split, ours, scoring[layer], held_out)
+        for cell in cells:
+            _write(job, recipe, cell, held_out)
+    if recipe.register_best:
+        _register(job, recipe, cells)
+    return cells
+
+
+def hold_out(dataset: TextDataset, share: float) -> tuple[TextDataset, TextDataset]:
+    """Split texts by their hash, so that the same text is always on the same side.
+
+    Returns:
+        The texts to fit on and those to score on; both are the whole data set when it has under ten texts, when the
+        share is 0, or when a side would be empty.
+    """
+    sides: tuple[list[int], list[int]] = ([], [])
+    for place, text in enumerate(dataset.texts):
+        number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+        sides[number < share * 2**64].append(place)
+    if len(dataset) < _FEW_TEXTS or not all(sides):
+        return dataset, dataset
+    fit, score = (_subset(dataset, places) for places in sides)
+    return fit, score
+
+
+def _subset(dataset: TextDataset, places: list[int]) -> TextDataset:
+    labels = None if dataset.labels is None else tuple(dataset.labels[i] for i in places)
+    return TextDataset(dataset.name, tuple(dataset.texts[i] for i in places), labels, dataset.source)
+
+
+def _dictionaries(recipe: ConceptsRecipe) -> Iterator[ConceptDictionary]:
+    for method in recipe.methods:
+        options = recipe.options_of(method)
+        # A method's own option goes before the sizes of all.
+        sizes = [options.pop("n_concepts")] if "n_concepts" in options else recipe.n_concepts
+        for size, seed in product(sizes, range(recipe.seeds)):
+            yield _dictionary(method, {"n_concepts": size, "seed": seed, **options})
+
+
+def _dictionary(method: str, parameters: dict[str, Any]) -> ConceptDictionary:
+    family = DICTIONARIES.get(method)
+    known = [each.name for each in dataclasses.fields(family) if each.init]
+    for option in parameters:
+        if option not in known:
+            raise UnknownNameError(f"option of {method!r}", option, sorted(known))
+    return family(**parameters)
+
+
+def _fit(job: Job, cells: list[ConceptCell], activations: ActivationSet) -> None:
+    with job.console.stage("dictionaries"):
+        start = time.perf_counter()
+        fit_together([cell.dictionary for cell in cells], activations, progress=job.console.progress)
+        # They share one pass, so each bears an equal part of its time.
+        seconds = (time.perf_counter() - start) / len(cells)
+        for cell in cells:
+            cell.metrics["cost/seconds"] = seconds
+            cell.dictionary.descriptions = top_words(cell.dictionary, activations)
+
+
+def _score(
+    job: Job,
+    recipe: ConceptsRecipe,
+    split: ModelWithSplitPoints,
+    cells: list[ConceptCell],
+    activations: ActivationSet,
+    held_out: TextDataset,
+) -> None:
+    with job.console.stage("concept metrics"):
+        for cell in cells:
+            cell.metrics |= evaluate(cell.dictionary, activations)
+        for alike in _by_seed(cells):
+            if len(alike) > 1:
+                fits = [cell.dictionary for cell in alike]
+                shared = {"stability/stability": stability(fits), "stability/stability_random": stability_random(fits)}
+                for cell in alike:
+                    cell.metrics |= shared
+    if job.model.task == "classification":
+        with job.console.stage("concept importance"):
+            for cell in cells:
+                cell.importance = concept_importance(
+                    split, cell.dictionary, held_out, layer=cell.layer, progress=job.console.progress
+                )
+
+
+def _by_seed(cells: list[ConceptCell]) -> list[list[ConceptCell]]:
+    """Group dictionaries that differ in nothing but the seed."""
+    groups: dict[tuple[str, int], list[ConceptCell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.dictionary.name, cell.dictionary.n_concepts), []).append(cell)
+    return list(groups.values())
+
+
+def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, held_out: TextDataset) -> None:
+    dictionary = cell.dictionary
+    config = {**dictionary.parameters, "method": dictionary.name, "layer": cell.path, "granularity": recipe.granularity}
+    one = plain(
+        recipe,
+        layers=[cell.layer],
+        methods=[dictionary.name],
+        n_concepts=[dictionary.n_concepts],
+        options={dictionary.name: recipe.options_of(dictionary.name)},
+    )
+    with (
+        job.console.stage("tracking"),
+        run(
+            job.store,
+            kind="concepts",
+            name=f"{dictionary.name} {dictionary.n_concepts} at {cell.path} seed {dictionary.seed}",
+            suite=job.suite,
+            cell=job.cell(config),
+            tags={**job.tags(), schema.TAG_LAYER: cell.path},
+        ) as log,
+    ):
+        cell.logged = write_dictionary(
+            log,
+            dictionary,
+            metrics=cell.metrics,
+            importance=cell.importance,
+            model=job.model,
+            dataset=held_out,
+        )
+        log.write_recipe(one)
+        log.write_environment()
+        cell.run_id = log.run_id
+
+
+def _register(job: Job, recipe: ConceptsRecipe, cells: list[ConceptCell]) -> None:
+    sign = 1 if CONCEPT_METRICS.get(recipe.select_by).higher_is_better else -1
+    with job.console.stage("tracking"):
+        for layer in recipe.layers:
+            best = max((c for c in cells if c.layer == layer), key=lambda cell: sign * cell.metrics[recipe.select_by])
+            assert best.logged is not None
+            version = register_dictionary(job.store, best.logged, best.dictionary, metrics=best.metrics)
+            best.registered = (dictionary_name(best.dictionary), str(version.version))
+
+
+_SHOWN = {
+    "R² ↑": "reconstruction/r2",
+    "L0": "complexity/l0",
+    "dead ↓": "complexity/dead",
+    "stability ↑": "stability/stability",
+    "stab. random": "stability/stability_random",
+}
+
+
+def concept_table(cells: list[ConceptCell]) -> pd.DataFrame:
+    """Return the results as a table: a row for each dictionary."""
+    return pd.DataFrame(
+        [
+            {
+                "layer": cell.path,
+                "method": cell.dictionary.name,
+                "concepts": cell.dictionary.n_concepts,
+                "seed": cell.dictionary.seed,
+                **{title: cell.metrics.get(name, float("nan")) for title, name in _SHOWN.items()},
+                "registered as": "" if cell.registered is None else "{} v{}".format(*cell.registered),
+            }
+            for cell in cells
+        ]
+    )

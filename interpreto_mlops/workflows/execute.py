@@ -1,0 +1,91 @@
+"""A recipe from beginning to end: load, open the suite, run the cells, write the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from interpreto_mlops.errors import DataError, InputError
+from interpreto_mlops.text.datasets import load_dataset
+from interpreto_mlops.tracking.links import run_url, ui_command
+from interpreto_mlops.tracking.loading import load_model
+from interpreto_mlops.tracking.store import Store, connect
+from interpreto_mlops.workflows.attribute import AttributionCell, attribution_table, explain
+from interpreto_mlops.workflows.concepts import ConceptCell, concept_table, learn
+from interpreto_mlops.workflows.job import Console, Job, new_suite, plain
+from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, Recipe
+from interpreto_mlops.workflows.reports import report_run, write_report
+
+DEFAULT_STORE = "sqlite:///interpreto-runs/mlflow.db"
+"""Where runs go when neither the recipe nor `MLFLOW_TRACKING_URI` says so."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe led to.
+
+    Arguments:
+        store: where it is.
+        suite: the tag of all its runs.
+        report_run_id: of the run that compares them.
+        attributions, concepts: the finished cells.
+    """
+
+    store: Store
+    suite: str
+    report_run_id: str
+    attributions: list[AttributionCell] = field(default_factory=list)
+    concepts: list[ConceptCell] = field(default_factory=list)
+
+
+def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> Outcome:
+    """Carry a recipe out.
+
+    Arguments:
+        recipe: what to do.
+        command: what repeats it, for the record.
+        console: where to report; by default nowhere.
+
+    Raises:
+        InterpretoError: whatever stops it; what had begun is then marked FAILED, and nothing is registered.
+    """
+    console = console or Console(quiet=True)
+    recipe.check()
+    dataset = load_dataset(
+        recipe.data, text_column=recipe.text_column, label_column=recipe.label_column, split=recipe.split
+    ).head(recipe.max_texts)
+    if not any(text.strip() for text in dataset.texts):
+        raise DataError(f"all {len(dataset)} texts of {recipe.data!r} are empty")
+    store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
+    with console.stage("model"):
+        model = load_model(recipe.model, store=store)
+        if isinstance(recipe, AttributeRecipe) and model.task != "classification":
+            raise InputError(f"{recipe.model!r} is not a sequence classifier, which attributions need")
+    job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
+    console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
+    title = f"{recipe.kind} {model.name} on {dataset.name}"
+    with report_run(job, title) as log:
+        log.write_recipe(plain(recipe))
+        outcome = Outcome(store, job.suite, log.run_id)
+        if isinstance(recipe, ConceptsRecipe):
+            outcome.concepts.extend(learn(job, recipe))
+        else:
+            with console.stage("attributions"):
+                outcome.attributions.extend(explain(job, recipe))
+        with console.stage("report"):
+            write_report(job, log, title, outcome.attributions, outcome.concepts)
+    show(outcome, console)
+    return outcome
+
+
+def show(outcome: Outcome, console: Console) -> None:
+    """Print the tables of an outcome, what was registered, and how to look at it."""
+    if outcome.attributions:
+        console.say()
+        console.table(attribution_table(outcome.attributions))
+    if outcome.concepts:
+        console.say()
+        console.table(concept_table(outcome.concepts))
+    console.say()
+    console.say(f"report: {run_url(outcome.store, outcome.report_run_id)}")
+    if command := ui_command(outcome.store):
+        console.say(f"to open the MLflow UI on it: {command}")

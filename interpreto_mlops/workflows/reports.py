@@ -1,0 +1,257 @@
+"""The report run of a suite: one page that compares its cells, a readable summary, and how to repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pandas as pd
+
+from interpreto_mlops.attributions.metrics import MetricResult
+from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.links import run_url
+from interpreto_mlops.tracking.runs import RunLog, run
+from interpreto_mlops.visuals import figures
+from interpreto_mlops.visuals.metric_names import metric_name
+from interpreto_mlops.visuals.report_html import (
+    Block,
+    Cell,
+    Column,
+    Paragraph,
+    Picture,
+    Report,
+    Section,
+    Table,
+    render_page,
+)
+from interpreto_mlops.workflows.attribute import AttributionCell
+from interpreto_mlops.workflows.concepts import ConceptCell
+from interpreto_mlops.workflows.job import Job
+
+_CONCEPT_METRICS = (
+    "reconstruction/r2",
+    "reconstruction/mse",
+    "complexity/l0",
+    "complexity/dead",
+    "stability/stability",
+    "stability/stability_random",
+)
+
+
+@contextmanager
+def report_run(job: Job, title: str) -> Iterator[RunLog]:
+    """Open the report run of the job's suite; under `mlflow run` it is the run that MLflow has opened already.
+
+    It closes as FAILED when anything inside fails.
+    """
+    with run(
+        job.store,
+        kind="report",
+        name=title,
+        suite=job.suite,
+        tags=job.tags(),
+        params={"model": job.model.name, "task": job.model.task},
+        run_id=job.store.adopt_project_run(),
+    ) as log:
+        log.input(job.dataset, "explained")
+        yield log
+
+
+def write_report(
+    job: Job,
+    log: RunLog,
+    title: str,
+    attributions: Sequence[AttributionCell] = (),
+    concepts: Sequence[ConceptCell] = (),
+    facts: dict[str, object] | None = None,
+) -> None:
+    """Write the comparison page, its figures, the summary and what the cells have in common into the report run."""
+    sections, lead = [], []
+    if attributions:
+        sections.append(_attribution_section(job, log, attributions))
+        lead.append(_attribution_lead(attributions))
+    if concepts:
+        sections.append(_concept_section(job, log, concepts))
+        lead.append(_concept_lead(concepts))
+    known = {"model": job.model.uri, "data set": f"{job.dataset.name} ({len(job.dataset)} texts)", "suite": job.suite}
+    report = Report(
+        title=title, sections=sections, lead=" ".join(lead), facts={**known, **(facts or {})}, command=job.command
+    )
+    log.text(schema.REPORT_HTML, render_page(report))
+    log.summary(_summary(job, title, " ".join(lead), attributions, concepts))
+    log.write_environment()
+
+
+def _attribution_section(job: Job, log: RunLog, cells: Sequence[AttributionCell]) -> Section:
+    names = list(dict.fromkeys(score.name for cell in cells for score in cell.scores))
+    columns = [Column("method")]
+    for name in names:
+        known = metric_name(name)
+        columns.append(Column(known.title, True, known.higher_is_better, known.meaning))
+    columns += [Column("evaluations", True, False, "rows that the model saw for the explanations", 0)]
+    columns += [Column("seconds", True, False, "for the explanations alone", 2)]
+    best = {name: _best([_score(cell, name) for cell in cells]) for name in names}
+    rows: list[list[str | int | float | Cell | None]] = []
+    for cell in cells:
+        scores = [(_score(cell, name), name) for name in names]
+        rows.append(
+            [
+                Cell(cell.method, link=_link(job, cell.run_id)),
+                *(
+                    Cell(score.mean, cell.method == best[name], f"random {score.random_mean:.3f}")
+                    for score, name in scores
+                ),
+                cell.counters.get("evaluations_run", 0.0),
+                cell.seconds,
+            ]
+        )
+    blocks: list[Block] = [Table(columns, rows, "Mean over the texts; beneath, random rankings of the same texts.")]
+    every = [score for cell in cells for score in cell.scores]
+    if every:
+        compared = figures.comparison_figure(
+            {name: {cell.method: _interval(_score(cell, name)) for cell in cells} for name in names}
+        )
+        log.figure(schema.REPORT_COMPARISON, compared)
+        blocks.append(Picture(figures.to_png(compared), "Faithfulness of each method beside random rankings"))
+    if any(score.curve is not None for score in every):
+        curves = figures.curves_figure(every)
+        log.figure(schema.REPORT_CURVES, curves)
+        blocks.append(Picture(figures.to_png(curves), "Insertion and deletion curves of each method"))
+    return Section("Attributions", blocks)
+
+
+def _score(cell: AttributionCell, name: str) -> MetricResult:
+    return next(score for score in cell.scores if score.name == name)
+
+
+def _best(scores: Sequence[MetricResult]) -> str:
+    return max(scores, key=lambda score: score.gain).method
+
+
+def _interval(score: MetricResult) -> tuple[float, float, float, float]:
+    return (score.mean, score.random_mean, *score.interval())
+
+
+def _concept_section(job: Job, log: RunLog, cells: Sequence[ConceptCell]) -> Section:
+    names = [name for name in _CONCEPT_METRICS if any(name in cell.metrics for cell in cells)]
+    columns = [Column("layer"), Column("method"), Column("concepts", True, digits=0), Column("seed", True, digits=0)]
+    for name in names:
+        known = metric_name(name)
+        columns.append(Column(known.title, True, known.higher_is_better, known.meaning))
+    columns.append(Column("registered as"))
+    rows: list[list[str | int | float | Cell | None]] = []
+    for cell in cells:
+        registered = None if cell.registered is None else "{} v{}".format(*cell.registered)
+        rows.append(
+            [
+                cell.path,
+                Cell(cell.dictionary.name, link=_link(job, cell.run_id)),
+                cell.dictionary.n_concepts,
+                cell.dictionary.seed,
+                *(Cell(cell.metrics.get(name), best=bool(registered) and name == names[0]) for name in names),
+                registered,
+            ]
+        )
+    blocks: list[Block] = [Table(columns, rows, "On held-out texts; the best dictionary of each layer is registered.")]
+    for cell in cells:
+        if cell.registered is not None:
+            blocks += _labels(cell)
+    stable = {
+        f"stability/{_group(cell)}": cell.metrics["stability/stability"]
+        for cell in cells
+        if "stability/stability" in cell.metrics
+    }
+    if stable:
+        log.metrics(stable)
+    return Section("Concepts", blocks)
+
+
+def _group(cell: ConceptCell) -> str:
+    return f"{schema.slugify(cell.path)}-{cell.dictionary.name}-{cell.dictionary.n_concepts}"
+
+
+def _labels(cell: ConceptCell) -> list[Block]:
+    """For each class the concepts that speak most for it, by their words."""
+    importance, descriptions = cell.importance, cell.dictionary.descriptions or []
+    if importance is None or not descriptions:
+        return []
+    labels = {description.concept: description.label for description in descriptions}
+    rows: list[list[str | int | float | Cell | None]] = []
+    for number, name in enumerate(importance.classes):
+        row = importance.values[number]
+        top = [i for i in importance.top(number, 6) if row[i] > 0][:3]
+        rows.append([name, importance.n_texts[number], " · ".join(labels.get(i, f"concept {i}") for i in top)])
+    columns = [Column("class"), Column("texts", True, digits=0), Column("concepts that speak most for it")]
+    title = f"What {cell.path} uses ({cell.dictionary.name})"
+    return [Paragraph(title), Table(columns, rows)]
+
+
+def _link(job: Job, run_id: str) -> str:
+    return run_url(job.store, run_id)
+
+
+def _attribution_lead(cells: Sequence[AttributionCell]) -> str:
+    scored = [cell for cell in cells if cell.scores]
+    if not scored:
+        return f"{len(cells)} attribution methods."
+    wins = {cell.method: 0 for cell in scored}
+    for score in scored[0].scores:
+        wins[_best([_score(cell, score.name) for cell in scored])] += 1
+    first = max(wins, key=lambda method: wins[method])
+    return f"{first} is the most faithful of {len(scored)} methods by {wins[first]} of {len(scored[0].scores)} metrics."
+
+
+def _concept_lead(cells: Sequence[ConceptCell]) -> str:
+    registered = [cell for cell in cells if cell.registered is not None]
+    layers = len({cell.path for cell in cells})
+    text = f"{len(cells)} concept dictionaries at {layers} layer{'s' if layers > 1 else ''}."
+    if registered:
+        names = ", ".join("{} v{}".format(*cell.registered) for cell in registered if cell.registered)
+        text += f" Registered: {names}."
+    return text
+
+
+def _summary(
+    job: Job, title: str, lead: str, attributions: Sequence[AttributionCell], concepts: Sequence[ConceptCell]
+) -> str:
+    """Return the run's description in markdown: the finding, the tables, where to look."""
+    lines = [f"**{schema.markdown(title)}**", "", schema.markdown(lead), ""]
+    if attributions:
+        names = [score.name for score in attributions[0].scores]
+        heads = [
+            "method",
+            *(f"{name} {'↑' if _score(attributions[0], name).higher_is_better else '↓'}" for name in names),
+        ]
+        rows = [
+            [cell.method, *(f"{s.mean:.3f} (random {s.random_mean:.3f})" for s in (_score(cell, n) for n in names))]
+            for cell in attributions
+        ]
+        lines += [*_markdown_table(heads, rows), ""]
+    if concepts:
+        names = [name for name in _CONCEPT_METRICS if name in concepts[0].metrics]
+        heads = ["layer", "method", "concepts", "seed", *(name.rsplit("/", 1)[-1] for name in names), "registered"]
+        rows = [
+            [
+                cell.path,
+                cell.dictionary.name,
+                str(cell.dictionary.n_concepts),
+                str(cell.dictionary.seed),
+                *(f"{cell.metrics[name]:.3f}" if name in cell.metrics else "–" for name in names),
+                "" if cell.registered is None else "{} v{}".format(*cell.registered),
+            ]
+            for cell in concepts
+        ]
+        lines += [*_markdown_table(heads, rows), ""]
+    lines.append(
+        f"The comparison is in the artifact `{schema.REPORT_HTML}`. All runs of this job carry the tag "
+        f"`{schema.TAG_SUITE}` = `{job.suite}`: group the runs table by it."
+    )
+    return "\n".join(lines)
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    frame = pd.DataFrame(rows, columns=list(heads))
+    lines = ["| " + " | ".join(schema.markdown(head) for head in frame.columns) + " |", "|" + " --- |" * len(heads)]
+    return lines + [
+        "| " + " | ".join(schema.markdown(value) for value in row) + " |" for row in frame.itertuples(index=False)
+    ]
