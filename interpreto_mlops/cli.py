@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def _said_plainly() -> Iterator[None]:
 
 
 def _console(quiet: bool) -> Console:
-    """Silence the libraries beneath, which report their own progress; then say what we do."""
+    """Silence the libraries beneath, which report their own progress, and say warnings in one line."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
@@ -52,7 +53,12 @@ def _console(quiet: bool) -> Console:
     transformers.utils.logging.set_verbosity_error()
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.showwarning = _one_line
     return Console(quiet=quiet, write=click.echo)
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
 
 
 def _command() -> str:
@@ -63,6 +69,9 @@ def _command() -> str:
 @click.version_option(__version__, prog_name="interpreto-mlops")
 def main() -> None:
     """Explain HuggingFace text models and keep every explanation as MLflow evidence."""
+    # Before torch is loaded: on a machine that is busy with other work, threads that wait by spinning make every small
+    # matrix product wait for a turn (eight times slower was seen on two shared cores).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")

@@ -11,6 +11,7 @@ os.environ.update(
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
+    OMP_WAIT_POLICY="PASSIVE",
 )
 
 import io
@@ -40,6 +41,8 @@ from transformers import (
 )
 
 from interpreto_mlops.models.text_model import TextModel
+
+pytest_plugins = ["tests.mlflow_stores"]
 
 WORDS = (
     "the a this that food service place waiter soup was is were not never very good great bad awful fine cold warm "

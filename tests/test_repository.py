@@ -127,16 +127,24 @@ def imported(folder: str) -> set[str]:
     return found - sys.stdlib_module_names - local
 
 
+def providers() -> dict[str, set[str]]:
+    """The installed distributions that hold each top-level module."""
+    found: dict[str, set[str]] = {}
+    for distribution in importlib.metadata.distributions():
+        for module in {file.parts[0].removesuffix(".py") for file in distribution.files or []}:
+            found.setdefault(module, set()).add(canonicalize_name(distribution.metadata["Name"]))
+    return found
+
+
 @pytest.mark.parametrize(
     ("folder", "declared"),
     [("interpreto_mlops", CORE), ("tests", CORE + EXTRAS), ("tools", CORE + EXTRAS), ("benchmarks", CORE + EXTRAS)],
 )
 def test_what_is_imported_is_declared(folder: str, declared: list[Requirement]) -> None:
-    distributions = importlib.metadata.packages_distributions()
+    held_by = providers()
+    conditional = {"tomli", "tomllib"}
     undeclared = {
-        module
-        for module in imported(folder)
-        if module != "tomli" and not {canonicalize_name(d) for d in distributions.get(module, [])} & names(declared)
+        module for module in imported(folder) - conditional if not held_by.get(module, set()) & names(declared)
     }
     assert not undeclared
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ _MOST_HELD_OUT = 4096
 # Without a number of epochs, training shows about this many rows, in at least so many epochs.
 _ROWS_TO_SHOW = 300_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 60
+# Multiplications of one matrix product: some 10 ms on one core.
+_WORTH_THREADS = 2**28
 
 
 @dataclass(kw_only=True, eq=False)
@@ -127,6 +130,10 @@ class AutoencoderLearner:
 
     def observe(self, block: torch.Tensor) -> None:
         """Take the next rows: put some aside for validation, train on the others as batches fill."""
+        with self._few_threads():
+            self._observe(block)
+
+    def _observe(self, block: torch.Tensor) -> None:
         self._n_seen += len(block)
         held_out = _held_out(block, self._held_out_share)
         if bool(held_out.any()):
@@ -187,8 +194,26 @@ class AutoencoderLearner:
         left = (1.0 - done) / self._parameters.decay if self._parameters.decay else 1.0
         return self._parameters.learning_rate / math.sqrt(self._facts.width) * max(0.0, min(1.0, warm, left))
 
+    @contextmanager
+    def _few_threads(self) -> Iterator[None]:
+        """Hold torch to one thread where a step is too small to be worth handing out.
+
+        On a busy machine every small operation would wait for the slowest thread: seconds become minutes.
+        """
+        threads = torch.get_num_threads()
+        if self._parameters.batch_size * self._facts.width * self._parameters.n_concepts < _WORTH_THREADS:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
     def end_pass(self) -> dict[str, float]:
         """Train on the rows that fill no batch, and return `train/loss`, `train/r2`, `train/l0`, `train/dead`."""
+        with self._few_threads():
+            return self._end_pass()
+
+    def _end_pass(self) -> dict[str, float]:
         (rest,) = self._waiting
         if len(rest):
             self._step(rest)

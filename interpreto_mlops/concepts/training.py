@@ -24,20 +24,30 @@ class Rows(Protocol):
     """Rows of activations that can be read many times: an `ActivationSet`, or a tensor behind `as_rows`."""
 
     @property
-    def width(self) -> int: ...  # noqa: D102
+    def width(self) -> int:
+        """Numbers in a row."""
+        ...
 
     @property
-    def provenance(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the rows come from; empty for a bare tensor."""
+        ...
 
     @property
-    def mean(self) -> Floats: ...  # noqa: D102
+    def mean(self) -> Floats:
+        """The mean of each dimension, shape (width,)."""
+        ...
 
     @property
-    def variance(self) -> Floats: ...  # noqa: D102
+    def variance(self) -> Floats:
+        """The population variance of each dimension, shape (width,)."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]: ...  # noqa: D102
+    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
+        """Yield every row once, in float32, shape (size, width); the same seed gives the same order."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -98,9 +108,13 @@ class Learner(Protocol):
 class Trainable(Protocol):
     """What `fit_together` asks of a dictionary."""
 
-    def begin(self, facts: DataFacts) -> Learner: ...  # noqa: D102
+    def begin(self, facts: DataFacts) -> Learner:
+        """Return what learns it from the rows."""
+        ...
 
-    def complete(self, weights: State, history: list[dict[str, float]], provenance: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def complete(self, weights: State, history: list[dict[str, float]], provenance: Mapping[str, Any]) -> None:
+        """Take over what was learned, and where the rows came from."""
+        ...
 
 
 D = TypeVar("D", bound=Trainable)

@@ -30,9 +30,9 @@ TEST_SHARE = 0.15
 MASK = "library"
 """The word that stands where a text names a library."""
 
-_SOURCE_BYTES = 7_000_000
-_RAW_PER_LABEL = 1200
-_WORDS = range(20, 81)
+_SOURCE_BYTES = 5_000_000
+_RAW_PER_LABEL = 1250
+_WORDS = range(16, 81)
 _LETTERS_SHARE = 0.93
 _OPENING_WORDS = 7
 

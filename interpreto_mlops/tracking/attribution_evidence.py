@@ -148,7 +148,8 @@ def _readable(explanations: AttributionSet) -> Attribution:
 
 def _examples(explanations: AttributionSet) -> pd.DataFrame:
     rows = []
-    for item in explanations[:_TABLE_TEXTS]:
+    # A text without elements has nothing to rank; the page shows it.
+    for item in [item for item in explanations if len(item) and item.targets][:_TABLE_TEXTS]:
         order = item.ranking()
         first, last = order[:_TABLE_ELEMENTS], order[::-1][:_TABLE_ELEMENTS]
         rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import ModelInfo
+from requests.exceptions import RequestException
 
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.tracking import _mlflow_private, schema
-from interpreto_mlops.tracking.addresses import redact
+from interpreto_mlops.tracking.addresses import first_line, redact
 from interpreto_mlops.tracking.manifest import digest_of, manifest_of
 from interpreto_mlops.tracking.store import Store
 
+_log = logging.getLogger(__name__)
 _FORBIDDEN = set("/:")
 
 
@@ -94,10 +97,17 @@ def log_folder(
             client.set_logged_model_tags(logged.model_id, manifest_tags(manifest))
             ready = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     except BaseException:
-        with store.guarded("mark the model as failed"):
-            client.finalize_logged_model(logged.model_id, LoggedModelStatus.FAILED)
+        _give_up(store, logged.model_id)
         raise
     return LoggedFolder(logged.model_id, logged.name, run_id, manifest, model.get_model_info(ready))
+
+
+def _give_up(store: Store, model_id: str) -> None:
+    try:
+        store.client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
+    except (MlflowException, RequestException) as error:
+        # The first error is what the user must see; this one often has the same cause.
+        _log.warning("could not mark the model %s as failed: %s", model_id, first_line(error))
 
 
 def manifest_tags(manifest: Mapping[str, str]) -> dict[str, str]:
@@ -135,10 +145,11 @@ def register(
             version = store.client.create_model_version(
                 name, logged.uri, logged.run_id, _shown(values), description=description, model_id=logged.model_id
             )
-        # The UI links a logged model to its versions by this tag.
+        # The UI links a logged model to its versions by this tag, which a server sets by itself.
         known = json.loads(store.client.get_logged_model(logged.model_id).tags.get(schema.TAG_VERSIONS, "[]"))
-        known.append({"name": name, "version": int(version.version)})
-        store.client.set_logged_model_tags(logged.model_id, {schema.TAG_VERSIONS: json.dumps(known)})
+        entry = {"name": name, "version": int(version.version)}
+        if entry not in known:
+            store.client.set_logged_model_tags(logged.model_id, {schema.TAG_VERSIONS: json.dumps([*known, entry])})
     return version
 
 

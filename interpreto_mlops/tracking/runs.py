@@ -72,7 +72,7 @@ class RunLog:
             self._client.log_batch(self.run_id, tags=[RunTag(name, text) for name, text in texts.items()])
 
     def params(self, values: Mapping[str, Any]) -> None:
-        """Log parameters; one that the user's own run holds with another value goes under its kind: `concepts.method`."""
+        """Log parameters; what the user's own run holds with another value goes under its kind (`concepts.method`)."""
         texts = {name: redact(schema.param_text(value)) for name, value in values.items()}
         named = {f"{self.shared_as}.{name}" if self._taken(name, text) else name: text for name, text in texts.items()}
         with self.store.guarded("log parameters"):

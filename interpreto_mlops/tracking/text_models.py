@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow.transformers
 import transformers
+from huggingface_hub import ModelCard
 from mlflow.models import Model, infer_signature
 
 from interpreto_mlops.models.text_model import TextModel
@@ -85,24 +87,40 @@ def log_text_model(
 
 
 def _save(text_model: TextModel, task: str, path: Path, model: Model) -> None:
-    network = text_model.model
-    config, generation = network.config, getattr(network, "generation_config", None)
-    # Pipelines and `save_pretrained` write into the configuration: they get a copy of it.
-    network.config = copy.deepcopy(config)
-    if generation is not None:
-        network.generation_config = copy.deepcopy(generation)
+    with _own_configuration(text_model), text_model.evaluating():
+        make: Callable[..., Any] = transformers.pipeline
+        pipeline = make(task, model=text_model.model, tokenizer=text_model.tokenizer, device=text_model.device)
+        mlflow.transformers.save_model(
+            pipeline,
+            str(path),
+            mlflow_model=model,
+            model_card=_card(text_model),
+            signature=infer_signature(["text"], None),
+            pip_requirements=requirements("mlflow", "numpy", "safetensors", "tokenizers", "torch", "transformers"),
+        )
+    # MLflow writes here where on the hub the licence of the model would be, which is not known.
+    (path / "LICENSE.txt").unlink(missing_ok=True)
+
+
+@contextmanager
+def _own_configuration(text_model: TextModel) -> Iterator[None]:
+    """Let pipelines and `save_pretrained` write into copies, and MLflow find no hub name to ask the hub about."""
+    network: Any = text_model.model
+    kept = {name: getattr(network, name, None) for name in ("config", "generation_config", "name_or_path")}
+    network.config = copy.deepcopy(kept["config"])
+    network.config._name_or_path = network.name_or_path = ""
+    if kept["generation_config"] is not None:
+        network.generation_config = copy.deepcopy(kept["generation_config"])
     try:
-        with text_model.evaluating():
-            make: Callable[..., Any] = transformers.pipeline
-            pipeline = make(task, model=network, tokenizer=text_model.tokenizer, device=text_model.device)
-            mlflow.transformers.save_model(
-                pipeline,
-                str(path),
-                mlflow_model=model,
-                signature=infer_signature(["text"], None),
-                pip_requirements=requirements("mlflow", "numpy", "safetensors", "tokenizers", "torch", "transformers"),
-            )
+        yield
     finally:
-        network.config = config
-        if generation is not None:
-            network.generation_config = generation
+        for name, value in kept.items():
+            if value is not None:
+                setattr(network, name, value)
+
+
+def _card(text_model: TextModel) -> ModelCard:
+    labels = ", ".join(text_model.labels) if text_model.task == "classification" else "none"
+    facts = {"task": text_model.task, "labels": labels, "sha256": text_model.fingerprint}
+    lines = "\n".join(f"- {name}: {schema.markdown(value)}" for name, value in facts.items())
+    return ModelCard(f"---\nlicense: unknown\n---\n# {schema.markdown(text_model.name)}\n\n{lines}\n")

@@ -27,6 +27,10 @@ MODEL_NAME = "library-docs"
 FOLDER = "interpreto-quickstart"
 EXPERIMENT = "interpreto-quickstart"
 
+# The classifier reads the last layer at [CLS] alone, so concepts of words are learned at the two before it.
+LAYERS = 3
+CONCEPT_LAYERS = (0, 1)
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -43,7 +47,7 @@ class Sizes:
     """
 
     train_per_label: int = 10_000
-    epochs: int = 6
+    epochs: int = 5
     explained: int = 64
     fitted: int = 1500
     scored: int = 300
@@ -91,7 +95,7 @@ def quickstart(
         with console.stage("attributions"):
             console.say(f"attributions of {len(job.dataset)} held-out paragraphs")
             outcome.attributions.extend(explain(job, _attribute_recipe(model)))
-        console.say(f"concepts at layers 0 and {_last_layer(model)}, from {sizes.fitted} paragraphs")
+        console.say(f"concepts at layers {CONCEPT_LAYERS[0]} and {CONCEPT_LAYERS[1]}, from {sizes.fitted} paragraphs")
         outcome.concepts.extend(
             learn(_scoring(job, test, sizes), _concepts_recipe(model, sizes), train.head(sizes.fitted))
         )
@@ -125,7 +129,7 @@ def _classifier(
     ) as log:
         log.input(train, "training")
         log.input(test, "evaluation")
-        trained = train_classifier(train, test, epochs=sizes.epochs, progress=not console.quiet)
+        trained = train_classifier(train, test, epochs=sizes.epochs, layers=LAYERS, progress=console.progress)
         for name in ("loss", "accuracy"):
             points = [(int(entry["epoch"]), entry[name]) for entry in trained.history]
             log.curve(f"{schema.TRAIN}/{name}", [step for step, _ in points], [value for _, value in points])
@@ -144,10 +148,6 @@ def _classifier(
     return load_model(logged.uri, store=store)
 
 
-def _last_layer(model: TextModel) -> int:
-    return int(model.model.config.num_hidden_layers) - 1
-
-
 def _attribute_recipe(model: TextModel) -> AttributeRecipe:
     return AttributeRecipe(model=model.uri, data="library_docs")
 
@@ -156,7 +156,7 @@ def _concepts_recipe(model: TextModel, sizes: Sizes) -> ConceptsRecipe:
     return ConceptsRecipe(
         model=model.uri,
         data="library_docs",
-        layers=[0, _last_layer(model)],
+        layers=list(CONCEPT_LAYERS),
         n_concepts=[sizes.n_concepts],
         # The same number of active concepts, so that the reconstructions of the two families can be compared.
         options={"pca": {"n_concepts": sizes.k}, "topk_sae": {"k": sizes.k}},

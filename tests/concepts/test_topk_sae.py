@@ -187,3 +187,17 @@ def test_bad_parameters_are_refused(parameters: dict[str, Any], message: str) ->
 def test_equal_rows_are_refused() -> None:
     with pytest.raises(InputError, match="all 50 rows of the activations are equal"):
         TopKSAEConcepts(n_concepts=8, k=2).fit(torch.ones(50, 4), progress=False)
+
+
+def test_the_number_of_threads_changes_nothing_and_is_put_back() -> None:
+    rows, _ = planted(500)
+    threads = torch.get_num_threads()
+    fitted = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            fitted.append(TopKSAEConcepts(n_concepts=16, k=2, n_epochs=3).fit(rows, progress=False))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(fitted[0].dictionary, fitted[1].dictionary)

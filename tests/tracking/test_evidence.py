@@ -197,7 +197,7 @@ def test_a_run_of_concepts_by_the_schema(
     assert found.data.tags["interpreto.layer"] == layer
     assert metrics.items() <= found.data.metrics.items()
     for quantity in dictionary.history_[0].keys() - {"epoch", "step"}:
-        values = [value for _, value in _points(any_store, found, f"train/{quantity}")]
+        values = [value for _, value in _points(any_store, found, quantity)]
         assert values == pytest.approx([point[quantity] for point in dictionary.history_])
     contexts = {entry.tags[0].value: entry.dataset.digest for entry in found.inputs.dataset_inputs}
     assert contexts == {"fitted": data.digest}
@@ -253,10 +253,15 @@ class Broken:
 def test_a_run_that_fails_half_way_registers_nothing(any_store: Store, dictionary: PCAConcepts) -> None:
     name = f"half-way {any_store.experiment_id}"
     broken: Any = Broken()
-    with pytest.raises(OSError, match="no space left"), run(any_store, kind="concepts", name="x") as log:
-        logged = write_dictionary(log, dictionary, metrics={"reconstruction/r2": 1.0}, importance=broken)
-        register_dictionary(any_store, logged, dictionary, name=name)
-    found = any_store.client.get_run(log.run_id)
+
+    def work() -> None:
+        with run(any_store, kind="concepts", name="x") as log:
+            logged = write_dictionary(log, dictionary, metrics={"reconstruction/r2": 1.0}, importance=broken)
+            register_dictionary(any_store, logged, dictionary, name=name)
+
+    with pytest.raises(OSError, match="no space left"):
+        work()
+    (found,) = any_store.client.search_runs([any_store.experiment_id])
     assert found.info.status == "FAILED"
     assert found.data.metrics == {"reconstruction/r2": 1.0}
     assert any_store.client.search_registered_models(f"name = '{name}'") == []
@@ -299,7 +304,7 @@ def test_the_users_open_run_is_used_and_left_open(
 def test_without_a_run_one_is_opened_and_closed_where_the_user_tracks(
     user: Store, model: TextModel, activations: ActivationSet, dictionary: PCAConcepts, explanations: AttributionSet
 ) -> None:
-    from tests.tracking.conftest import global_state
+    from tests.mlflow_stores import global_state
 
     before = global_state()
     run_id = im.log_attributions(explanations, model=model)

@@ -70,14 +70,19 @@ def test_mlflow_itself_loads_it(store: Store, model: TextModel, texts: list[str]
     assert im.load_model("models:/tiny/1").fingerprint == model.fingerprint
 
 
-def test_logging_leaves_the_model_as_it_is(store: Store, model: TextModel) -> None:
+def test_logging_leaves_the_model_as_it_is_and_asks_no_hub(
+    store: Store, model: TextModel, caplog: pytest.LogCaptureFixture
+) -> None:
     model.model.train()
+    model.model.config._name_or_path = model.model.name_or_path = "someone/some-model"
     config, modes = copy.deepcopy(model.model.config.to_dict()), [m.training for m in model.model.modules()]
     before = model.model.config
     log_text_model(store, None, model, name="classifier")
     assert model.model.config is before
     assert model.model.config.to_dict() == config
+    assert model.model.name_or_path == "someone/some-model"
     assert [m.training for m in model.model.modules()] == modes
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_the_newest_version_is_found_and_names_may_be_odd(store: Store, model: TextModel) -> None:
@@ -101,8 +106,10 @@ def test_what_is_no_text_model_is_said(store: Store, tmp_path: Path) -> None:
     mlflow.set_tracking_uri(store.tracking_uri)
     mlflow.set_experiment(experiment_id=store.experiment_id)
     (tmp_path / "code.py").write_text(
-        "import mlflow\nclass M(mlflow.pyfunc.PythonModel):\n    def predict(self, model_input: list[str]): return model_input\n"
-        "mlflow.models.set_model(M())\n"
+        "import mlflow\n"
+        "class Model(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, model_input: list[str]): return model_input\n"
+        "mlflow.models.set_model(Model())\n"
     )
     other = mlflow.pyfunc.log_model(name="other", python_model=str(tmp_path / "code.py"), pip_requirements=[])
     with pytest.raises(

@@ -60,11 +60,13 @@ def test_the_experiment_and_tags_of_start_run(store: Store) -> None:
     assert {"mlflow.user", "mlflow.source.name", "mlflow.source.type"} <= set(private.context_tags())
 
 
+@pytest.mark.slow
 def test_a_request_is_one_try(server: str) -> None:
     status, text = private.get(server, "/health", 5)
     assert (status, text) == (200, "OK")
 
 
+@pytest.mark.slow
 def test_a_run_is_closed_without_a_word(server: str, capsys: pytest.CaptureFixture[str]) -> None:
     client = mlflow.MlflowClient(server)
     run_id = client.create_run("0").info.run_id

@@ -11,7 +11,7 @@ import pytest
 from interpreto_mlops.errors import TrackingError
 from interpreto_mlops.tracking.addresses import normalise, redact
 from interpreto_mlops.tracking.store import Store, connect
-from tests.tracking.conftest import free_port
+from tests.mlflow_stores import free_port
 
 
 def test_a_new_sqlite_store_keeps_its_artifacts_beside_it_and_nothing_lands_in_the_working_folder(
@@ -109,11 +109,12 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         start = time.monotonic()
-        with pytest.raises(TrackingError, match="cannot reach the MLflow server at 'http://127.0.0.1:"):
+        with pytest.raises(TrackingError, match=r"cannot reach the MLflow server at 'http://127\.0\.0\.1:"):
             connect(f"http://127.0.0.1:{silent.getsockname()[1]}", "x", timeout=1)
         assert time.monotonic() - start < 4
 
 
+@pytest.mark.slow
 def test_a_host_without_an_address_and_a_page_that_is_no_mlflow(server: str) -> None:
     with pytest.raises(TrackingError, match=r"cannot reach the MLflow server at 'http://no\.such\.host\.invalid:5000'"):
         connect("http://no.such.host.invalid:5000", "x", timeout=2)

@@ -1,4 +1,4 @@
-"""The small classifier: it learns, the same seed gives the same, saved and loaded it is whole, all else is left alone."""
+"""The small classifier: it learns, by seed, is saved and loaded whole, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -173,17 +173,19 @@ def test_sizes_that_make_no_model_are_refused(sizes: dict[str, int], message: st
 
 
 def test_the_vocabulary_is_the_same_in_another_process() -> None:
+    """Random words tie all the time, and each process orders its hash maps in another way."""
     code = """
-from interpreto_mlops.text.library_docs import library_docs
+import random
 from interpreto_mlops.workflows.classifier import train_tokenizer
-texts = library_docs("test", max_per_label=30).texts
-print(sorted(train_tokenizer(texts, vocab_size=2000, max_length=64).get_vocab().items()))
+draw = random.Random(0)
+words = ["".join(draw.choices("abcdefgh", k=draw.randint(2, 9))) for _ in range(2000)]
+print(sorted(train_tokenizer([" ".join(words), " ".join(words)], vocab_size=400, max_length=64).get_vocab().items()))
 """
     command = [sys.executable, "-c", code]
     root = Path(__file__).resolve().parents[2]
     first, second = (subprocess.run(command, capture_output=True, text=True, cwd=root, check=True) for _ in range(2))
     assert first.stdout == second.stdout
-    assert len(first.stdout) > 20_000
+    assert first.stdout.count("##") > 100
 
 
 @pytest.mark.slow
