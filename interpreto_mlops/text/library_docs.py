@@ -30,7 +30,7 @@ TEST_SHARE = 0.15
 MASK = "library"
 """The word that stands where a text names a library."""
 
-_SOURCE_BYTES = 5_000_000
+_SOURCE_BYTES = 4_000_000
 _RAW_PER_LABEL = 1250
 _WORDS = range(16, 81)
 _LETTERS_SHARE = 0.93
@@ -46,7 +46,7 @@ _NAME = re.compile(
     r"|(?:mpl|plt|nx|np|pd|sp|sa|orm)(?:\.\w+)+|(?:mpl|plt|nx|np|pd|sp|sa)\b)"
 )
 _LINK = re.compile(r"`([^`<]+?)\s*<[^`>]*>`_{0,2}")
-_ROLE = re.compile(r":[a-zA-Z][\w:+.-]*:`[~!.]*(?:_\w+\.)*([^`<]*?)(?:\s*<[^`>]*>)?`")
+_ROLE = re.compile(r":[a-zA-Z][\w:+.-]*:`[~!.]*(?:_\w+\.)*([^`]*?)(?:\s*<[^`>]*>)?`")
 _FOOTNOTE = re.compile(r"\s*,?\s*\[(?:\d+|#\w*)\]_?")
 _MARKUP = re.compile(
     r"`+(?:__?(?!\w))?|(?:(?<=[\s(\"\'\[`])|^)(?:[~!.]+(?=[A-Za-z])|[*|]{1,2}(?=[\w(]))"

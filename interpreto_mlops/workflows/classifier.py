@@ -23,7 +23,7 @@ _HEAD_WIDTH = 32
 _SHORTEST = 3
 _BUCKET_BATCHES = 16
 _WARM_UP = 0.1
-_WEIGHT_DECAY = 0.05
+_WEIGHT_DECAY = 0.1
 _LABEL_SMOOTHING = 0.05
 _INITIAL_STD = 0.05
 _POSITION_SCALE = 0.1
@@ -40,7 +40,7 @@ class TrainedClassifier:
         tokenizer: lower-casing WordPiece with BERT's special tokens and template.
         accuracy: share of the held-out texts that are classified right.
         history: one entry an epoch: `epoch`, `loss` (mean over the training batches), `accuracy` (held out), `seconds`
-            (since the start).
+            (since training began).
         seconds: wall-clock time of the whole training.
     """
 
@@ -57,8 +57,8 @@ def train_classifier(
     *,
     seed: int = 0,
     epochs: int = 5,
-    width: int = 128,
-    layers: int = 2,
+    width: int = 96,
+    layers: int = 3,
     max_length: int = 128,
     vocab_size: int = 10_000,
     batch_size: int = 32,

@@ -211,6 +211,7 @@ def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, held_out: TextDa
         cell.logged = write_dictionary(
             log,
             dictionary,
+            name=schema.slugify(f"{cell.path}-{dictionary.name}-{dictionary.n_concepts}-seed-{dictionary.seed}"),
             metrics=cell.metrics,
             importance=cell.importance,
             model=job.model,

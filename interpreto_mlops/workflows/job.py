@@ -30,6 +30,7 @@ class Console:
     quiet: bool = False
     write: Any = print
     seconds: dict[str, float] = field(default_factory=dict)
+    _inner: list[float] = field(default_factory=list, repr=False)
 
     @property
     def progress(self) -> bool | None:
@@ -47,12 +48,16 @@ class Console:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
+        """Time a stage; what a stage inside it takes counts for that one alone."""
         start = time.perf_counter()
+        self._inner.append(0.0)
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            took = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + took - self._inner.pop()
+            if self._inner:
+                self._inner[-1] += took
 
 
 @dataclass(frozen=True)
