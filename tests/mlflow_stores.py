@@ -57,7 +57,9 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
     mlflow.tracking.fluent._active_experiment_id = None
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    # mlflow sets some of these for the processes it starts.
+    for name in VARIABLES:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

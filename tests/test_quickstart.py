@@ -111,6 +111,28 @@ def test_a_second_quickstart_finds_the_classifier_and_does_not_train(quickstart)
     assert len(quickstart.runs("report")) == 2
 
 
+def test_mlflow_run_does_the_same(quickstart):
+    """As a project: MLflow's own run becomes the report run, and the cells lie in its experiment."""
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "-e", "quickstart", "--env-manager", "local"]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        [*command, "--experiment-name", "project"],
+        cwd=quickstart.folder,
+        env={**environment(), "PATH": path, "MLFLOW_TRACKING_URI": quickstart.uri},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    experiment = quickstart.client.get_experiment_by_name("project")
+    runs = quickstart.client.search_runs([experiment.experiment_id])
+    kinds = sorted(run.data.tags["interpreto.kind"] for run in runs)
+    assert kinds == ["attributions"] * 3 + ["concepts"] * 8 + ["report"]
+    report = next(run for run in runs if run.data.tags["interpreto.kind"] == "report")
+    assert report.data.tags["mlflow.project.entryPoint"] == "quickstart"
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
 @pytest.fixture(scope="module")
 def ui(quickstart):
     """The UI on the quickstart's store, as the printed command serves it."""

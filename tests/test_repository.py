@@ -185,7 +185,10 @@ class TestProjectFile:
 
 class TestDocumentation:
     def test_is_up_to_date_and_its_links_lead_somewhere(self) -> None:
-        assert list(check_docs.problems()) == []
+        # In a process of its own: other tests may have registered methods in this one.
+        checked = subprocess.run([sys.executable, ROOT / "tools" / "check_docs.py"], capture_output=True, text=True)
+        assert checked.stderr == ""
+        assert checked.returncode == 0
 
     def test_the_reference_names_everything(self) -> None:
         from interpreto_mlops.attributions import METHODS

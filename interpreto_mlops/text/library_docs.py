@@ -23,7 +23,7 @@ LABELS = ("matplotlib", "mlflow", "networkx", "pandas", "scipy", "sqlalchemy", "
 SPLITS = ("train", "test", "all")
 
 MAX_PER_LABEL = 1000
-"""Paragraphs kept of each library, so that the labels are balanced; about what the library with the fewest has."""
+"""Paragraphs kept of each library at most, so that the labels are nearly balanced."""
 
 TEST_SHARE = 0.15
 
@@ -81,7 +81,7 @@ def library_docs(split: str = "test", *, max_per_label: int = MAX_PER_LABEL) -> 
 
     Arguments:
         split: `train`, `test` (15 % of the paragraphs, chosen by a hash of the text) or `all`.
-        max_per_label: paragraphs of each library at most, in the split returned.
+        max_per_label: paragraphs of each library at most, in the split returned; no more than the default are kept.
 
     Raises:
         UnknownNameError: there is no such split.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def quickstart(
     start = time.perf_counter()
     with console.stage("store"):
         default = f"sqlite:///{Path(folder).absolute() / 'mlflow.db'}"
-        store = connect(tracking_uri, experiment or EXPERIMENT, default=default)
+        store = connect(tracking_uri, experiment or _own_experiment(), default=default)
     console.say(f"runs go to {store.shown}, experiment {store.experiment!r}")
     with console.stage("corpus"):
         train, test = library_docs("train", max_per_label=sizes.train_per_label), library_docs("test")
@@ -105,6 +106,12 @@ def quickstart(
     show(outcome, console)
     _show_times(console)
     return outcome
+
+
+def _own_experiment() -> str | None:
+    """Return the quickstart's experiment, or None where the environment (`mlflow run`) names another."""
+    named = os.environ.get("MLFLOW_EXPERIMENT_ID") or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    return None if named else EXPERIMENT
 
 
 def _labels(dataset: TextDataset) -> str:
