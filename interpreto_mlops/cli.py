@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from interpreto_mlops.workflows.job import Console
 
 
-class _List(click.ParamType[list[str]]):
+class _List(click.ParamType):  # type: ignore[type-arg]
     """Values with commas between them."""
 
     name = "LIST"
@@ -171,7 +172,7 @@ def concepts(quiet: bool, **values: Any) -> None:
 
     Example: interpreto-mlops concepts --model ./reviews --data reviews.csv --layers 0,1 --n-concepts 64
     """
-    values["layers"] = [int(layer) if layer.lstrip("-").isdigit() else layer for layer in values["layers"]]
+    values["layers"] = [int(layer) if re.fullmatch(r"-?[0-9]+", layer) else layer for layer in values["layers"]]
     _execute({"kind": "concepts", **values}, quiet)
 
 

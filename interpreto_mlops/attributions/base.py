@@ -6,6 +6,7 @@ A method is a dataclass whose fields are its parameters and whose `estimate` is 
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm import tqdm
 
 from interpreto_mlops.attributions.results import Attribution, AttributionSet, Floats, Target
@@ -49,12 +51,14 @@ class Estimate:
         standard_error: of each score, the same shape, or None.
         checks: the estimate's own checks.
         baseline_output: the score of each target at the baseline, when it is not that of the empty coalition.
+        parameters: what a parameter resolved to, where that is not what it was given.
     """
 
     scores: Floats
     standard_error: Floats | None = None
     checks: dict[str, float] = field(default_factory=dict)
     baseline_output: Floats | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 class Game:
@@ -152,7 +156,7 @@ class Attributor(ABC):
         start, before = time.perf_counter(), self.model.engine.counters.copy()
         total = len(texts) if isinstance(texts, Sequence) else None
         stream = self.stream(texts, targets)
-        items = list(tqdm(stream, total=total, desc=self.name, unit="text", disable=_disable(progress), leave=False))
+        items = list(tqdm(stream, total=total, desc=self.name, unit="text", disable=hidden(progress), leave=False))
         counters = self.model.engine.counters.since(before).as_dict()
         return AttributionSet(items, seconds=time.perf_counter() - start, counters=counters)
 
@@ -185,10 +189,12 @@ class Attributor(ABC):
         try:
             asked = next(steps)
             present = asked if isinstance(asked, np.ndarray) else np.zeros((0, game.n_players), dtype=bool)
-            ends = np.stack([np.ones(game.n_players, dtype=bool), np.zeros(game.n_players, dtype=bool)])
-            (logits,) = yield [game.request(np.concatenate([ends, present]))]
-            self._settle(game, logits, classes)
-            answer: Any = game.objective.score(logits[2:])
+            full, empty = np.ones((1, game.n_players), dtype=bool), np.zeros((1, game.n_players), dtype=bool)
+            # A path has its own baseline, and some tokenizers have nothing that could stand for an empty text.
+            ends = [full] if isinstance(asked, Path) and asked.zero_baseline else [full, empty]
+            (logits,) = yield [game.request(np.concatenate([*ends, present]))]
+            self._settle(game, logits[: len(ends)], classes)
+            answer: Any = game.objective.score(logits[len(ends) :])
             while True:
                 if isinstance(asked, Path):
                     (answer,) = yield [asked.request(game)]
@@ -203,7 +209,9 @@ class Attributor(ABC):
     def _settle(self, game: Game, logits: Floats, classes: tuple[int, ...] | None) -> None:
         chosen = classes or (int(logits[0].argmax()),)
         game.objective = ClassObjective(chosen, InferenceMode.parse(self.inference_mode), is_multi_label(self.model))
-        game.full, game.empty = game.objective.score(logits[:2])
+        ends = game.objective.score(logits)
+        game.full = ends[0]
+        game.empty = ends[1] if len(ends) > 1 else np.full_like(ends[0], np.nan)
 
     @abstractmethod
     def estimate(self, game: Game) -> Steps:
@@ -215,7 +223,6 @@ class Attributor(ABC):
         """
 
     def _attribution(self, game: Game, estimate: Estimate) -> Attribution:
-        checks = {**estimate.checks}
         base = game.empty if estimate.baseline_output is None else estimate.baseline_output
         return Attribution(
             text=game.encoding.text,
@@ -228,8 +235,8 @@ class Attributor(ABC):
             baseline_output=base,
             standard_error=estimate.standard_error,
             method=self.name,
-            parameters=self._recorded(game),
-            checks=checks,
+            parameters={**self._recorded(game), **estimate.parameters},
+            checks=estimate.checks,
             truncated=game.encoding.truncated,
         )
 
@@ -274,7 +281,9 @@ class Path:
         players = game.elements.of_token != NO_ELEMENT
 
         def points(anchors: Any, numbers: Any) -> Any:
-            share = anchors.new_tensor(self.nodes)[numbers][:, None, None]
+            # Nodes in half precision would be other nodes; the engine rounds the points, once.
+            precise = torch.promote_types(anchors.dtype, torch.float32)
+            share = torch.as_tensor(self.nodes, dtype=precise, device=anchors.device)[numbers][:, None, None]
             start = anchors[1].clone()
             if self.zero_baseline:
                 start[anchors.new_tensor(players).bool()] = 0
@@ -308,11 +317,26 @@ def _baseline_ids(game: Game) -> npt.NDArray[np.int64]:
     return np.where(game.elements.of_token == NO_ELEMENT, game.encoding.ids, game.replacement.id)
 
 
+def as_integer(name: str, value: Any, least: int) -> int:
+    """Return a whole number, from whatever integer type.
+
+    Raises:
+        InputError: something else, or less than `least`.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return number
+
+
 def _forever_none() -> Iterator[None]:
     while True:
         yield None
 
 
-def _disable(progress: bool | None) -> bool | None:
+def hidden(progress: bool | None) -> bool | None:
     """Turn "show it" into tqdm's "hide it", where None asks whether the output is a terminal."""
     return None if progress is None else not progress

@@ -47,7 +47,7 @@ class Attribution:
         standard_error: of each score where the estimator has one, shape (targets, n), else None.
         method: the registry name of the method.
         parameters: what the method was given, and what `auto` resolved to.
-        checks: the result's own checks: gaps, evaluations, nodes.
+        checks: the result's own checks: gaps, nodes, whether the estimate is exact.
         truncated: whether the text was longer than the model takes; elements cover the kept part only.
     """
 
@@ -164,7 +164,9 @@ class AttributionSet(Sequence[Attribution]):
         """Write the set to `folder` (created) as `attributions.parquet` and `attributions.json`; return the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.to_frame().to_parquet(folder / _TABLE, index=False)
+        # Sets that were joined may have an index twice; the place in the set is unique.
+        frames = [_frame(item).assign(place=place) for place, item in enumerate(self._items)]
+        pd.concat(frames or [_frame(None).assign(place=0)]).to_parquet(folder / _TABLE, index=False)
         header = {
             "format": _FORMAT,
             "seconds": self.seconds,
@@ -189,8 +191,8 @@ class AttributionSet(Sequence[Attribution]):
         header = json.loads((folder / _HEADER).read_text(encoding="utf-8"))
         if header.get("format") != _FORMAT:
             raise DataError(f"{str(folder)!r} has the format {header.get('format')!r}, not {_FORMAT!r}")
-        groups = dict(iter(pd.read_parquet(folder / _TABLE).groupby("text_index", sort=False)))
-        items = [_restore(entry, groups.get(entry["index"])) for entry in header["texts"]]
+        groups = dict(iter(pd.read_parquet(folder / _TABLE).groupby("place", sort=False)))
+        items = [_restore(entry, groups.get(place)) for place, entry in enumerate(header["texts"])]
         return cls(items, seconds=header["seconds"], counters=header["counters"])
 
     def _repr_html_(self) -> str:

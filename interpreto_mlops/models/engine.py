@@ -36,7 +36,12 @@ R = TypeVar("R")
 DEFAULT_TOKEN_BUDGET = 1024
 """Tokens a batch on a CPU: more made every model that was tried slower (benchmarks/attributions.py)."""
 
+ACCELERATOR_TOKEN_BUDGET = 16384
+"""Tokens a batch elsewhere; halved where they do not fit."""
+
 _WINDOW = 32  # batches' worth of rows that wait together, so that rows of like length meet
+# What torch says of it on a GPU, and on a CPU under Linux and elsewhere.
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 _OPEN = 1024  # programs under way at once; those whose rows all stand in the table add no waiting tokens
 _TABLE_ROWS = 2**18
 
@@ -114,13 +119,16 @@ class Engine:
 
     Arguments:
         model: the model.
-        token_budget: the most tokens, padding included, in one batch (a single longer row still runs).
+        token_budget: the most tokens, padding included, in one batch (a single longer row still runs); None for 1024
+            on a CPU and 16384 elsewhere.
 
     Raises:
         InputError: the budget is not positive.
     """
 
-    def __init__(self, model: TextModel, token_budget: int = DEFAULT_TOKEN_BUDGET) -> None:
+    def __init__(self, model: TextModel, token_budget: int | None = None) -> None:
+        if token_budget is None:
+            token_budget = DEFAULT_TOKEN_BUDGET if model.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
         if token_budget < 1:
             raise InputError(f"the token budget must be at least 1, not {token_budget!r}")
         self.model = model
@@ -133,7 +141,8 @@ class Engine:
         """Remember the scores of rows from one call to the next while the context is open.
 
         Methods and metrics of the same texts then pay once for what they have in common. The model must not change
-        meanwhile. The table is bounded; the rows used longest ago go first.
+        meanwhile. The table holds 262,144 rows; those used longest ago go first, so that a job of more than some 500
+        texts at default settings shares little between its methods.
         """
         outer = self._shared
         self._shared = OrderedDict() if outer is None else outer
@@ -212,9 +221,8 @@ class _Work:
     def _open_scores(self, request: ScoreRequest, slot: _Slot[Any]) -> _Task:
         task = _Task(request, slot, missing=len(request.rows), output=[None] * len(request.rows))
         self.engine.counters.evaluations_asked += len(request.rows)
-        prefix = repr(request.readout).encode()
         for place, ids in enumerate(request.rows):
-            key = hashlib.blake2b(prefix + ids.tobytes(), digest_size=16).digest()
+            key = self._key(request, ids)
             if (known := self.table.get(key)) is not None:
                 self.table.move_to_end(key)
                 task.output[place] = known
@@ -226,6 +234,17 @@ class _Work:
                 self.pending[key] = row
                 self._wait(row)
         return task
+
+    def _key(self, request: ScoreRequest, ids: Ids) -> bytes:
+        """Name a row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
+        encoding = request.encoding
+        digest = hashlib.blake2b(f"{request.readout!r}:{len(ids)}:".encode(), digest_size=16)
+        digest.update(ids.tobytes())
+        if encoding.token_type_ids is not None:
+            digest.update(encoding.token_type_ids[: len(ids)].tobytes())
+        if self.model.ids_to_show(encoding.ids, ids) is not ids:
+            digest.update(encoding.ids.tobytes())
+        return digest.digest()
 
     def _wait(self, row: _Row) -> None:
         self.rows.append(row)
@@ -302,10 +321,11 @@ class _Work:
             self.table.popitem(last=False)
 
     def _run_gradients(self, batch: list[_Row]) -> None:
-        groups: dict[_GradientSums, list[int]] = {}
-        batch.sort(key=lambda row: id(row.waiters[0][0]))
+        rows: dict[_GradientSums, list[_Row]] = {}
         for row in batch:
-            groups.setdefault(row.waiters[0][0].output, []).append(row.point)
+            rows.setdefault(row.waiters[0][0].output, []).append(row)
+        batch = [row for group in rows.values() for row in group]
+        groups = {sums: [row.point for row in group] for sums, group in rows.items()}
         readouts = [row.readout for row in batch]
         with torch.inference_mode(False), torch.enable_grad():
             inputs = self.model.inputs([row.encoding for row in batch])
@@ -321,14 +341,16 @@ class _Work:
         blocks = torch.split(read, [len(points) for points in groups.values()])
         scalars = [sums.request.objective(block) for sums, block in zip(groups, blocks, strict=True)]
         most = max(block.shape[1] for block in scalars)
+        gradients: list[torch.Tensor] = []
         for target in range(most):
             total = torch.stack([block[:, target].sum() for block in scalars if target < block.shape[1]]).sum()
-            (gradient,) = torch.autograd.grad(total, leaf, retain_graph=target + 1 < most)
-            start = 0
-            for (sums, points), block in zip(groups.items(), scalars, strict=True):
-                if target < block.shape[1]:
-                    sums.add(points, target, gradient[start : start + len(points)], block[:, target].detach())
-                start += len(points)
+            gradients.append(torch.autograd.grad(total, leaf, retain_graph=target + 1 < most)[0])
+        # Only now: when memory ran out above, the whole batch comes again, and nothing may have been counted yet.
+        start = 0
+        for (sums, points), block in zip(groups.items(), scalars, strict=True):
+            for target in range(block.shape[1]):
+                sums.add(points, target, gradients[target][start : start + len(points)], block[:, target].detach())
+            start += len(points)
 
     def _deliver(self, batch: list[_Row]) -> None:
         for row in batch:
@@ -380,8 +402,10 @@ class _GradientSums:
             width, targets = gradients.shape[-1], self.request.n_targets
             self.moments = gradients.new_zeros(len(self.request.powers), targets, tokens, width)
             self.values = gradients.new_zeros(len(self.request.weights), targets)
+        # A point without weight is there for its value; its gradient may be infinite.
+        used = weights != 0
         for k, power in enumerate(self.request.powers):
-            self.moments[k, target] += torch.einsum("r,rtd->td", weights, gradients**power)
+            self.moments[k, target] += torch.einsum("r,rtd->td", weights[used], gradients[used] ** power)
         self.values[numbers, target] = values.to(torch.float64)
 
     def result(self) -> GradientResult:
@@ -389,6 +413,9 @@ class _GradientSums:
         assert self.moments is not None
         assert self.values is not None
         assert self.anchors is not None
+        if not torch.isfinite(self.moments).all():
+            text = self.request.encoding
+            raise ModelOutputError(f"the gradient for text {text.index} is NaN or infinite: {text.text[:60]!r}")
         anchors = self.anchors.to(torch.float64)
         return GradientResult(*(tensor.cpu().numpy() for tensor in (self.moments, self.values, anchors)))
 
@@ -424,6 +451,4 @@ def _check_finite(values: Any, rows: list[_Row]) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return (
-        isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
-    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _MEMORY_WORDS)

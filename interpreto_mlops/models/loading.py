@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from urllib.request import getproxies
 
 import transformers
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from interpreto_mlops.errors import InterpretoError, ModelLoadError
@@ -58,7 +58,7 @@ def load_model(
         )
     except InterpretoError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelLoadError(_explain(text, folder, error)) from error
     network.eval()
     pinned = uri or _pinned(text, folder, network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +48,13 @@ class Replacement:
         ids = {"mask": tokenizer.mask_token_id, "pad": tokenizer.pad_token_id, "unk": tokenizer.unk_token_id}
         if isinstance(value, str):
             return _named(value, ids, model)
-        if isinstance(value, bool) or not 0 <= int(value) < model.embedding.weight.shape[0]:
+        try:
+            number = -1 if isinstance(value, bool) else operator.index(value)
+        except TypeError:
+            number = -1
+        if not 0 <= number < model.embedding.weight.shape[0]:
             raise InputError(f"replacement must be one of {_quoted()} or a token id of the model, not {value!r}")
-        return cls("id", int(value))
+        return cls("id", number)
 
     def rows(self, encoding: Encoding, present: npt.NDArray[np.bool_]) -> list[Ids] | Ids:
         """Return the token ids of a text with some tokens taken out.
@@ -59,10 +64,16 @@ class Replacement:
             present: which tokens stay, shape (rows, tokens).
 
         Raises:
-            InputError: `remove` would leave nothing, and the tokenizer has no token to start or end a text with.
+            InputError: `remove` would leave nothing, and the tokenizer has no token to start or end a text with; or the
+                tokens of one text have several segment ids, which would no longer fit the tokens left.
         """
         if self.id is not None:
             return np.where(present, encoding.ids, self.id)
+        segments = encoding.token_type_ids
+        if segments is not None and len(np.unique(segments)) > 1:
+            raise InputError(
+                "replacement 'remove' does not work with a tokenizer that gives several segments; use 'mask'"
+            )
         return [self._kept(encoding.ids[row]) for row in present]
 
     def _kept(self, ids: Ids) -> Ids:

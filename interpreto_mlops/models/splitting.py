@@ -176,11 +176,32 @@ class Splitter:
             modules = {path: self._modules[path] for path in self.split_points}
             return self._wrapped.trace(modules, batch)
 
+    def _refuse_repeated(self, batch: dict[str, Any]) -> None:
+        """Refuse a module that runs several times in one pass: it has as many outputs, and is not one place."""
+        calls = dict.fromkeys(self._modules, 0)
+
+        def count(path: str) -> Callable[[Any], None]:
+            def add(_output: Any) -> None:
+                calls[path] += 1
+
+            return add
+
+        with _hooked({module: count(path) for path, module in self._modules.items()}):
+            self._network(**batch)
+        for path, times in calls.items():
+            if times > 1:
+                raise InputError(
+                    f"the layer {path!r} runs {times} times in one forward pass, its weights being shared, so it is "
+                    "not one place of the model"
+                )
+
     def _probe(self) -> dict[str, torch.Tensor]:
         """Run a tiny row to see in which order the split points put out what."""
         ids = torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64, device=self.model.device)
         with self.model.evaluating(), torch.inference_mode():
-            outputs = self._run_hooked(self._batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+            batch = self._batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            outputs = self._run_hooked(batch)
+            self._refuse_repeated(batch)
         for path in self._modules:
             if path not in outputs:
                 raise InputError(f"the layer {path!r} takes no part in the model's forward pass")

@@ -178,8 +178,7 @@ class TextModel:
         index = 0
         while chunk := list(islice(iterator, _TOKENIZER_CHUNK)):
             for place, text in enumerate(chunk, index):
-                if not isinstance(text, str):
-                    raise InputError(f"text {place} is not a string but {text!r}")
+                _check_text(text, place)
             yield from self._encode_chunk(chunk, index)
             index += len(chunk)
 
@@ -205,7 +204,7 @@ class TextModel:
         segments = (
             rows["token_type_ids"][place] if "token_type_ids" in rows and "token_type_ids" in self.accepts else None
         )
-        truncated = bool(rows.encodings[place].overflowing) if self.tokenizer.is_fast else len(ids) == self.max_length
+        truncated = self._is_cut(text, rows, place)
         if truncated:
             message = f"text {index} is longer than {self.max_length} tokens and was cut there"
             warnings.warn(message, TextWarning, stacklevel=2)
@@ -219,6 +218,13 @@ class TextModel:
             token_type_ids=None if segments is None else np.asarray(segments, dtype=np.int64),
             truncated=truncated,
         )
+
+    def _is_cut(self, text: str, rows: Any, place: int) -> bool:
+        if self.tokenizer.is_fast:
+            return bool(rows.encodings[place].overflowing)
+        # A slow tokenizer does not say; a row of the full length was cut if the text alone gives more.
+        full = len(rows["input_ids"][place]) == self.max_length
+        return full and len(self.tokenizer(text, truncation=False)["input_ids"]) > len(rows["input_ids"][place])
 
     def inputs(self, encodings: Sequence[Encoding], ids: Sequence[Any] | None = None) -> dict[str, torch.Tensor]:
         """Pad rows on the right into the model's inputs, on its device.
@@ -286,6 +292,15 @@ class TextModel:
         return self.embedding.forward(ids)
 
 
+def _check_text(text: object, place: int) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"text {place} is not a string but {text!r}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"text {place} holds half a character (a lone surrogate) at {error.start}") from None
+
+
 def _is_causal(model: PreTrainedModel) -> bool:
     """Whether a model without an encoder attends to the left only; encoders number positions by themselves."""
     if model.config.is_encoder_decoder:
@@ -300,14 +315,19 @@ def _has_causal_attention(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def _unchanged_truncation(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Put a fast tokenizer's truncation and padding state back, which each call of it overwrites."""
+    """Cut on the right, and put a tokenizer's own truncation and padding back, which each call of it overwrites."""
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "right"
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        yield
+        try:
+            yield
+        finally:
+            tokenizer.truncation_side = side
         return
     truncation, padding = backend.truncation, backend.padding
     try:
         yield
     finally:
+        tokenizer.truncation_side = side
         backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
         backend.enable_padding(**padding) if padding else backend.no_padding()

@@ -73,7 +73,13 @@ def _explainer(job: Job, recipe: AttributeRecipe, name: str) -> Attributor:
 def _cell(job: Job, recipe: AttributeRecipe, explainer: Attributor) -> AttributionCell:
     name = explainer.name
     one = plain(recipe, methods=[name], options={name: recipe.options_of(name)})
-    config = {**explainer.parameters, "method": name, "metrics": recipe.metrics, "target": recipe.target}
+    scoring = {"names": recipe.metrics, "replacement": recipe.replacement, "n_random": recipe.n_random}
+    config = {
+        **explainer.parameters,
+        "method": name,
+        "metrics": {**scoring, "seed": recipe.seed},
+        "target": recipe.target,
+    }
     with run(
         job.store,
         kind="attributions",
@@ -104,6 +110,8 @@ def _report_texts(job: Job, explanations: AttributionSet) -> None:
     empty = sum(len(item) == 0 for item in explanations)
     cut = explanations.n_truncated
     parts = [f"{cut} of {len(explanations)} texts cut at {job.model.max_length} tokens"] if cut else []
+    open_gaps = sum(item.checks.get("complete") == 0 for item in explanations)
+    parts += [f"{open_gaps} of {len(explanations)} texts above the tolerance"] if open_gaps else []
     parts += [f"{empty} of {len(explanations)} texts have nothing to attribute and are skipped"] if empty else []
     if parts:
         job.console.say(f"  {explanations.method}: " + "; ".join(parts))
@@ -115,7 +123,7 @@ def attribution_table(cells: list[AttributionCell]) -> pd.DataFrame:
     for cell in cells:
         row: dict[str, Any] = {"method": cell.method}
         for score in cell.scores:
-            row[f"{score.name} {'↑' if score.higher_is_better else '↓'}"] = score.mean
-            row[f"{score.name[:4]}. random"] = score.random_mean
+            title = f"{score.name} {'↑' if score.higher_is_better else '↓'} (random)"
+            row[title] = f"{score.mean:.3f} ({score.random_mean:.3f})"
         rows.append({**row, "evaluations": int(cell.counters.get("evaluations_run", 0)), "seconds": cell.seconds})
     return pd.DataFrame(rows)

@@ -52,6 +52,8 @@ class ConceptCell:
         run_id: of its run, once there is one.
         logged: the logged model, once there is one.
         registered: its registered name and version, for the best of a layer.
+        held_out: whether its metrics are of texts that it was not fitted on.
+        selected_by: the metric that decides which one is registered.
     """
 
     layer: int | str
@@ -62,6 +64,8 @@ class ConceptCell:
     run_id: str = ""
     logged: LoggedFolder | None = None
     registered: tuple[str, str] | None = None
+    held_out: bool = True
+    selected_by: str = ""
 
 
 def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -> list[ConceptCell]:
@@ -77,9 +81,11 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
     """
     recipe.check()
     split = ModelWithSplitPoints(job.model, split_points=recipe.layers)
-    fit_texts, held_out = (fit_on, job.dataset) if fit_on else hold_out(job.dataset, recipe.holdout)
+    fit_texts, held_out = (fit_on, job.dataset) if fit_on is not None else hold_out(job.dataset, recipe.holdout)
     cells = [
-        ConceptCell(layer, split.path(layer), dictionary)
+        ConceptCell(
+            layer, split.path(layer), dictionary, held_out=held_out is not fit_texts, selected_by=recipe.select_by
+        )
         for layer in recipe.layers
         for dictionary in _dictionaries(recipe)
     ]
@@ -97,7 +103,8 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
             _fit(job, ours, fitting[layer])
             _score(job, recipe, split, ours, scoring[layer], held_out)
         for cell in cells:
-            _write(job, recipe, cell, held_out)
+            _write(job, recipe, cell, fit_texts, held_out)
+    _report_cut(job, [fitting[recipe.layers[0]], scoring[recipe.layers[0]]])
     if recipe.register_best:
         _register(job, recipe, cells)
     return cells
@@ -130,7 +137,7 @@ def _dictionaries(recipe: ConceptsRecipe) -> Iterator[ConceptDictionary]:
         options = recipe.options_of(method)
         # A method's own option goes before the sizes of all.
         sizes = [options.pop("n_concepts")] if "n_concepts" in options else recipe.n_concepts
-        for size, seed in product(sizes, range(recipe.seeds)):
+        for size, seed in product(sizes, range(recipe.first_seed, recipe.first_seed + recipe.seeds)):
             yield _dictionary(method, {"n_concepts": size, "seed": seed, **options})
 
 
@@ -187,15 +194,26 @@ def _by_seed(cells: list[ConceptCell]) -> list[list[ConceptCell]]:
     return list(groups.values())
 
 
-def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, held_out: TextDataset) -> None:
+def _report_cut(job: Job, sets: list[ActivationSet]) -> None:
+    counts = {each.provenance["data"]["digest"]: each.provenance for each in sets}.values()
+    cut, texts = (sum(count) for count in zip(*((c["n_truncated"], c["data"]["n_texts"]) for c in counts), strict=True))
+    if cut:
+        job.console.say(f"  concepts: {cut} of {texts} texts cut at {job.model.max_length} tokens")
+
+
+def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, fit_texts: TextDataset, held_out: TextDataset) -> None:
     dictionary = cell.dictionary
     config = {**dictionary.parameters, "method": dictionary.name, "layer": cell.path, "granularity": recipe.granularity}
+    config |= {"fitted": fit_texts.digest, "scored": held_out.digest}
     one = plain(
         recipe,
         layers=[cell.layer],
         methods=[dictionary.name],
         n_concepts=[dictionary.n_concepts],
         options={dictionary.name: recipe.options_of(dictionary.name)},
+        seeds=1,
+        first_seed=dictionary.seed,
+        register_best=False,
     )
     with (
         job.console.stage("tracking"),

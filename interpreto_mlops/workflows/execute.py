@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from interpreto_mlops.errors import DataError, InputError
-from interpreto_mlops.text.datasets import load_dataset
+from interpreto_mlops.text.datasets import DATASETS, TextDataset, load_dataset
 from interpreto_mlops.tracking.links import run_url, ui_command
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, connect
@@ -67,7 +67,7 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         log.write_recipe(plain(recipe))
         outcome = Outcome(store, job.suite, log.run_id)
         if isinstance(recipe, ConceptsRecipe):
-            outcome.concepts.extend(learn(job, recipe))
+            outcome.concepts.extend(learn(job, recipe, _fit_texts(recipe)))
         else:
             with console.stage("attributions"):
                 outcome.attributions.extend(explain(job, recipe))
@@ -75,6 +75,14 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
             write_report(job, log, title, outcome.attributions, outcome.concepts)
     show(outcome, console)
     return outcome
+
+
+def _fit_texts(recipe: ConceptsRecipe) -> TextDataset | None:
+    if recipe.fit_split is None:
+        return None
+    if recipe.data not in DATASETS:
+        raise InputError(f"fit_split needs a data set that is known by name, and {recipe.data!r} is a file")
+    return load_dataset(recipe.data, split=recipe.fit_split).head(recipe.fit_max_texts)
 
 
 def show(outcome: Outcome, console: Console) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
@@ -20,7 +21,7 @@ from interpreto_mlops.workflows.attribute import explain
 from interpreto_mlops.workflows.classifier import train_classifier
 from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.execute import Outcome, show
-from interpreto_mlops.workflows.job import Console, Job, new_suite, plain
+from interpreto_mlops.workflows.job import Console, Job, new_suite
 from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe
 from interpreto_mlops.workflows.reports import report_run, write_report
 
@@ -49,7 +50,7 @@ class Sizes:
 
     train_per_label: int = 10_000
     epochs: int = 5
-    explained: int = 32
+    explained: int = 48
     fitted: int = 1500
     scored: int = 300
     n_concepts: int = 256
@@ -92,8 +93,7 @@ def quickstart(
     job = Job(store, model, test.head(sizes.explained), new_suite("quickstart"), command, console)
     title = f"quickstart: {model.name}"
     with report_run(job, title) as log:
-        attribute, concepts = _attribute_recipe(model), _concepts_recipe(model, sizes)
-        log.write_recipe({"attribute": plain(attribute), "concepts": plain(concepts)})
+        attribute, concepts = _recipes(job, sizes)
         outcome = Outcome(store, job.suite, log.run_id)
         with console.stage("attributions"):
             console.say(f"attributions of {len(job.dataset)} held-out paragraphs")
@@ -155,20 +155,26 @@ def _classifier(
     return load_model(logged.uri, store=store)
 
 
-def _attribute_recipe(model: TextModel) -> AttributeRecipe:
-    # Half of the method's default budget: a long paragraph's standard errors stay small beside its scores.
-    return AttributeRecipe(model=model.uri, data="library_docs", options={"kernel_shap": {"n_perturbations": 256}})
-
-
-def _concepts_recipe(model: TextModel, sizes: Sizes) -> ConceptsRecipe:
-    return ConceptsRecipe(
-        model=model.uri,
-        data="library_docs",
+def _recipes(job: Job, sizes: Sizes) -> tuple[AttributeRecipe, ConceptsRecipe]:
+    """Return what is done as recipes, which every cell keeps its own part of."""
+    where: dict[str, Any] = {
+        "model": job.model.uri,
+        "data": "library_docs",
+        "tracking_uri": job.store.tracking_uri,
+        "experiment": job.store.experiment,
+    }
+    attribute = AttributeRecipe(**where, max_texts=sizes.explained)
+    concepts = ConceptsRecipe(
+        **where,
+        max_texts=sizes.scored,
+        fit_split="train",
+        fit_max_texts=sizes.fitted,
         layers=list(CONCEPT_LAYERS),
         n_concepts=[sizes.n_concepts],
         # The same number of active concepts, so that the reconstructions of the two families can be compared.
         options={"pca": {"n_concepts": sizes.k}, "topk_sae": {"k": sizes.k}},
     )
+    return attribute, concepts
 
 
 def _scoring(job: Job, test: TextDataset, sizes: Sizes) -> Job:

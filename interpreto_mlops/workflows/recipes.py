@@ -15,6 +15,7 @@ from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
 from interpreto_mlops.errors import InputError, UnknownNameError
 
 Positive = Annotated[int, Field(ge=1)]
+Names = Annotated[list[str], Field(min_length=1)]
 
 
 class _Recipe(BaseModel):
@@ -59,7 +60,7 @@ class AttributeRecipe(_Recipe):
     """
 
     kind: Literal["attribute"] = "attribute"
-    methods: list[str] = ["occlusion", "integrated_gradients", "kernel_shap"]
+    methods: Names = ["occlusion", "integrated_gradients", "kernel_shap"]
     metrics: list[str] = ["insertion", "deletion", "comprehensiveness", "sufficiency"]
     granularity: str = "word"
     inference_mode: str = "logits"
@@ -88,20 +89,24 @@ class ConceptsRecipe(_Recipe):
         layers: numbers (negative ones from the end) or module paths.
         methods: dictionary families by registry name.
         n_concepts: every size is fitted.
-        seeds: how many fits of each size, from seed 0 on; two or more give a stability.
+        seeds, first_seed: how many fits of each size, and the seed of the first; two or more give a stability.
         granularity: what a row of activations is.
         holdout: the share of the texts that metrics and importance are computed on and that no dictionary is fitted on.
+        fit_split, fit_max_texts: the part of a named data set to fit on, and how much of it, instead of a holdout.
         select_by: the metric that decides which dictionary of a layer is registered.
         register_best: whether one is.
     """
 
     kind: Literal["concepts"] = "concepts"
-    layers: list[int | str]
-    methods: list[str] = ["pca", "topk_sae"]
-    n_concepts: list[Positive] = [64]
+    layers: Annotated[list[int | str], Field(min_length=1)]
+    methods: Names = ["pca", "topk_sae"]
+    n_concepts: Annotated[list[Positive], Field(min_length=1)] = [64]
     seeds: Positive = 2
+    first_seed: Annotated[int, Field(ge=0)] = 0
     granularity: str = "token"
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    fit_split: str | None = None
+    fit_max_texts: Positive | None = None
     select_by: str = "reconstruction/r2"
     register_best: bool = True
 
@@ -109,16 +114,16 @@ class ConceptsRecipe(_Recipe):
         """Refuse names that are not registered, before anything runs.
 
         Raises:
-            InputError: no layers, or a metric without a direction to select by.
+            InputError: a metric without a direction to select by, or a seed among the options.
             UnknownNameError: a name that is not registered.
         """
-        if not self.layers:
-            raise InputError("give at least one layer")
         for name in self.methods:
             DICTIONARIES.get(name)
         if CONCEPT_METRICS.get(self.select_by).higher_is_better is None:
             raise InputError(f"the metric {self.select_by!r} has no better end to select a dictionary by")
         self._check_options(self.methods)
+        if any("seed" in given for given in self.options.values()):
+            raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
 
 
 Recipe = AttributeRecipe | ConceptsRecipe

@@ -148,11 +148,12 @@ def _concept_section(job: Job, log: RunLog, cells: Sequence[ConceptCell]) -> Sec
                 Cell(cell.dictionary.name, link=_link(job, cell.run_id)),
                 cell.dictionary.n_concepts,
                 cell.dictionary.seed,
-                *(Cell(cell.metrics.get(name), best=bool(registered) and name == names[0]) for name in names),
+                *(Cell(cell.metrics.get(name), best=bool(registered) and name == cell.selected_by) for name in names),
                 registered,
             ]
         )
-    blocks: list[Block] = [Table(columns, rows, "On held-out texts; the best dictionary of each layer is registered.")]
+    where = "On texts that they were not fitted on" if cells[0].held_out else "On the texts that they were fitted on"
+    blocks: list[Block] = [Table(columns, rows, f"{where}; the marked value decided what is registered.")]
     for cell in cells:
         if cell.registered is not None:
             blocks += _labels(cell)
@@ -197,8 +198,13 @@ def _attribution_lead(cells: Sequence[AttributionCell]) -> str:
     wins = {cell.method: 0 for cell in scored}
     for score in scored[0].scores:
         wins[_best([_score(cell, score.name) for cell in scored])] += 1
-    first = max(wins, key=lambda method: wins[method])
-    return f"{first} is the most faithful of {len(scored)} methods by {wins[first]} of {len(scored[0].scores)} metrics."
+    most = max(wins.values())
+    first = [method for method, count in wins.items() if count == most]
+    by = f"{most} of {len(scored[0].scores)} metrics"
+    if len(first) == 1:
+        return f"{first[0]} is the most faithful of {len(scored)} methods by {by}."
+    names = ", ".join(first[:-1]) + " and " + first[-1]
+    return f"{names} are the most faithful of {len(scored)} methods, by {by} each."
 
 
 def _concept_lead(cells: Sequence[ConceptCell]) -> str:

@@ -14,7 +14,7 @@ from captum.attr import LayerIntegratedGradients
 from interpreto_mlops.attributions import METHODS, AttributionSet, IntegratedGradients, KernelShap, Occlusion
 from interpreto_mlops.attributions.coalitions import plan_coalitions
 from interpreto_mlops.attributions.methods.integrated_gradients import quadrature
-from interpreto_mlops.errors import InputError, InterpretoError, ModelOutputError, UnknownNameError
+from interpreto_mlops.errors import InputError, InterpretoError, ModelOutputError, TextWarning, UnknownNameError
 
 EIGHT = "the food was great but service very slow"
 
@@ -255,6 +255,7 @@ def test_shape_and_names(tiny_model, texts, method):
         assert item.targets[0].id == int(item.targets[0].name.split("_")[1])
 
 
+@pytest.mark.filterwarnings("ignore:text .*completeness gap")
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "gpt2", "llama"])
 @pytest.mark.parametrize("method", all_methods())
 def test_a_text_alone_is_a_text_in_a_batch(tiny_model, texts, method, architecture):
@@ -452,6 +453,7 @@ def test_a_decoder_classifier_without_padding_id_gives_the_same_as_one_by_one(ti
     assert without.tokenizer.pad_token is None
 
 
+@pytest.mark.filterwarnings("ignore:text .*completeness gap")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("method", all_methods())
 def test_other_dtypes_work_and_are_recorded(tiny_model, method, dtype):
@@ -529,3 +531,83 @@ def test_integrated_gradients_refuses_nonsense(tiny_model, nonsense):
 def test_kernel_shap_refuses_a_budget_below_two(tiny_model):
     with pytest.raises(InputError, match="at least 2, not 1"):
         KernelShap(tiny_model(), n_perturbations=1)
+
+
+def test_a_gap_that_stays_is_a_warning_with_the_text(tiny_model):
+    model = tiny_model()
+    with pytest.warns(TextWarning, match=r"text 0: completeness gap"):
+        explanations = IntegratedGradients(model, tolerance=1e-12)(["awful soup , not good"], targets=0)
+    assert explanations[0].checks["complete"] == 0
+
+
+def test_the_baseline_that_was_used_is_recorded(tiny_model):
+    model = tiny_model()
+    assert IntegratedGradients(model)(["good food"])[0].parameters["baseline"] == "replacement"
+    assert IntegratedGradients(model, replacement="remove")(["good food"])[0].parameters["baseline"] == "zero"
+    decoder = tiny_model("gpt2")  # nothing could stand for an empty text, and the path needs none
+    assert IntegratedGradients(decoder, replacement="remove")(["good food"])[0].parameters["baseline"] == "zero"
+
+
+def test_a_gradient_that_is_nan_is_named_with_the_text(toy):
+    model = toy("linear")
+
+    def root(_module, _args, output):
+        # The value is finite, and its slope at the baseline is not.
+        output.logits = output.logits + (output.logits[:, :1] * 0).abs().sqrt()
+        return output
+
+    handle = model.model.register_forward_hook(root)
+    with pytest.raises(ModelOutputError, match="the gradient for text 0 is NaN or infinite"):
+        IntegratedGradients(model)(["good food"])
+    handle.remove()
+
+
+def test_a_row_is_shared_only_with_rows_that_the_model_sees_alike(tiny_model):
+    """RoBERTa counts positions by ids: a padding token of the text's own is not one that stands for an absent word."""
+    model = tiny_model("roberta")
+    alone = Occlusion(model, replacement="pad")(["good food soup"], targets=0)[0]
+    behind = Occlusion(model, replacement="pad")(["good [PAD] soup", "good food soup"], targets=[0, 0])[1]
+    np.testing.assert_allclose(behind.scores, alone.scores, atol=1e-6)
+
+
+def test_texts_are_cut_on_the_right_whatever_the_tokenizer_prefers(tiny_model):
+    model = tiny_model()
+    model.tokenizer.truncation_side = "left"
+    with pytest.warns(TextWarning, match="was cut"):
+        item = Occlusion(model)(["awful soup " + "good food " * 30], targets=0)[0]
+    assert item.elements[:2] == ("awful", "soup")
+    assert model.tokenizer.truncation_side == "left"
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label"])
+def test_heads_of_other_kinds(tiny_model, problem):
+    from interpreto_mlops.attributions.metrics import Deletion
+
+    model = tiny_model()
+    config = model.model.config
+    if problem == "regression":
+        config.num_labels = 1
+        model.model.num_labels = 1
+        model.model.classifier = torch.nn.Linear(32, 1)
+        with pytest.raises(InputError, match="'softmax' is constant for the one output"):
+            Occlusion(model, inference_mode="softmax")
+    else:
+        config.problem_type = "multi_label_classification"
+    item = KernelShap(model)(["awful soup , not good"])[0]
+    assert item.checks["efficiency_gap"] < 1e-5
+    curve = Deletion(model)(AttributionSet([item])).curve[:, 1]
+    logit = item.output[item.targets[0].id if problem == "regression" else 0]
+    assert curve[0] == pytest.approx(logit if problem == "regression" else 1 / (1 + np.exp(-logit)), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"n_perturbations": "100"}, {"n_perturbations": 2.5}, {"seed": "x"}, {"seed": True}]
+)
+def test_what_is_no_whole_number_is_refused(tiny_model, options):
+    with pytest.raises(InputError, match="must be a whole number"):
+        KernelShap(tiny_model(), **options)
+
+
+def test_numpy_numbers_are_numbers(tiny_model, tmp_path):
+    explanations = KernelShap(tiny_model(), n_perturbations=np.int64(64), seed=np.int32(3))(["good food"])
+    assert AttributionSet.load(explanations.save(tmp_path)).parameters["seed"] == 3

@@ -214,3 +214,11 @@ def test_direction_and_bounds_are_stated(tiny_model, texts, metric):
     low, high = metric.bounds
     assert ((low <= result.values) & (result.values <= high)).all()
     assert ("higher" if metric.higher_is_better else "lower") in repr(result)
+
+
+def test_explanations_of_other_classes_are_refused(tiny_model):
+    explanations = Occlusion(tiny_model())(["good food"], targets=2)
+    other = tiny_model()
+    other.model.config.id2label = {0: "bad", 1: "good", 2: "fair"}
+    with pytest.raises(InputError, match="explains the class 'LABEL_2', which 'tiny' lacks"):
+        Deletion(other)(explanations)

@@ -53,3 +53,9 @@ def test_another_format_is_refused(tiny_model, tmp_path):
     (folder / "attributions.json").write_text(json.dumps({**header, "format": "attribution-set/9"}))
     with pytest.raises(DataError, match="'attribution-set/9', not 'attribution-set/1'"):
         AttributionSet.load(folder)
+
+
+def test_sets_that_were_joined_save_and_load(tiny_model, tmp_path):
+    first, second = (Occlusion(tiny_model())([text]) for text in ("good food", "a very cold awful soup"))
+    joined = AttributionSet([*first, *second])
+    assert AttributionSet.load(joined.save(tmp_path)) == joined

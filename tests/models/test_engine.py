@@ -202,3 +202,28 @@ def test_programs_are_started_as_they_are_needed(tiny_model):
 def test_a_budget_must_be_positive(tiny_model):
     with pytest.raises(InputError, match="at least 1, not 0"):
         Engine(tiny_model(), 0)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried",
+    ],
+)
+def test_gradients_are_counted_once_when_memory_runs_out_between_two_targets(tiny_model, texts, monkeypatch, message):
+    model = tiny_model()
+    given = encodings(model, texts)
+    expected = list(Engine(model, 4096).run(gradient_program(e, 3) for e in given))
+    differentiate, calls = torch.autograd.grad, []
+
+    def fails_once(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError(message)
+        return differentiate(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", fails_once)
+    answers = list(Engine(model, 4096).run(gradient_program(e, 3) for e in given))
+    for answer, right in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.moments, right.moments, atol=1e-5 * abs(right.moments).max())

@@ -441,3 +441,21 @@ def test_pack_covers_every_row_once_within_the_budget() -> None:
     flat = [lengths[place] for batch in batches for place in batch]
     assert flat == sorted(lengths, reverse=True)
     assert pack([], 5) == []
+
+
+def test_a_layer_whose_weights_are_shared_is_refused():
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    from tests.conftest import word_tokenizer
+
+    config = AlbertConfig(
+        vocab_size=64,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+    )
+    model = TextModel(AlbertForSequenceClassification(config).eval(), word_tokenizer(), name="albert")
+    with pytest.raises(InputError, match=r"runs 3 times in one forward pass"):
+        Splitter(model, ["albert.encoder.albert_layer_groups.0"])

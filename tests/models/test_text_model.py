@@ -126,6 +126,18 @@ def test_encoders_count_positions_themselves(tiny_model, architecture):
     assert "position_ids" not in tiny_model(architecture).with_positions(batch)
 
 
+def test_half_a_character_is_named(tiny_model):
+    with pytest.raises(InputError, match="text 1 holds half a character"):
+        list(tiny_model().encode(["good", "fo\ud800od"]))
+
+
+def test_weights_that_are_cut_off_are_named(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelLoadError, match="cannot load a model from the folder"):
+        load_model(folder)
+
+
 def test_something_else_than_texts_is_refused(tiny_model):
     with pytest.raises(InputError, match="text 1 is not a string but 3"):
         list(tiny_model().encode(["good", 3]))

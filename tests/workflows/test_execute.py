@@ -107,7 +107,13 @@ def test_attributions_are_one_run_a_method_and_a_report(uri, model_folder, data_
     folder = artifact(client, cells["occlusion"], "attributions")
     assert [item.text for item in AttributionSet.load(folder)] == pd.read_csv(data_file)["review"].tolist()[:8]
     again = yaml.safe_load(artifact(client, cells["occlusion"], "recipe.yaml").read_text(encoding="utf-8"))
-    assert parse_recipe(again).methods == ["occlusion"]
+    repeated = execute(parse_recipe(again), command="…")
+    _, second = runs_of(uri, repeated.suite)
+    cell = next(run for run in second if run.data.tags["interpreto.kind"] == "attributions")
+    first = cells["occlusion"]
+    assert cell.data.tags["interpreto.cell"] == first.data.tags["interpreto.cell"]
+    faithful = {name: value for name, value in first.data.metrics.items() if name.startswith("faithfulness/")}
+    assert faithful == {name: cell.data.metrics[name] for name in faithful}
     environment = json.loads(artifact(client, report, "environment.json").read_text(encoding="utf-8"))
     assert "torch" in json.dumps(environment)
 
@@ -290,6 +296,8 @@ def test_the_holdout_depends_on_the_text_alone(texts):
             "greater than or equal to 1",
         ),
         ([], "recipe"),
+        ({"kind": "attribute", "model": "m", "data": "d", "methods": []}, "methods: List should have at least 1 item"),
+        ({"kind": "concepts", "model": "m", "data": "d", "layers": []}, "layers: List should have at least 1 item"),
     ],
 )
 def test_recipes_are_typed(values, words):
@@ -306,3 +314,38 @@ def test_a_recipe_that_is_no_yaml_is_named(tmp_path, content):
         load_recipe(path)
     with pytest.raises(InputError, match="cannot read the recipe"):
         load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("attribute", {"n_random": 5}),
+        ("attribute", {"seed": 3}),
+        ("attribute", {"metrics": ["deletion"]}),
+        ("concepts", {"holdout": 0.0}),
+        ("concepts", {"granularity": "word"}),
+    ],
+)
+def test_a_cell_is_its_full_configuration(database, model_folder, data_file, kind, change):
+    """The tag by which a job goes on must differ when anything that decides the numbers does."""
+    one = {"max_texts": 30, "layers": [0], "seeds": 1, "methods": ["pca"]} if kind == "concepts" else {"max_texts": 4}
+    one |= {"methods": ["occlusion"]} if kind == "attribute" else {"options": {}}
+
+    def cell(**more):
+        outcome = execute(recipe(kind, model_folder, data_file, database, **{**one, **more}), command="…")
+        _, runs = runs_of(database, outcome.suite)
+        return next(run.data.tags["interpreto.cell"] for run in runs if run.data.tags["interpreto.kind"] != "report")
+
+    assert cell() == cell()
+    assert cell() != cell(**change)
+
+
+def test_a_cell_of_concepts_repeats_by_its_recipe(database, model_folder, data_file, artifact):
+    outcome = execute(recipe("concepts", model_folder, data_file, database), command="…")
+    client, runs = runs_of(database, outcome.suite)
+    chosen = next(run for run in runs if run.data.params.get("seed") == "1" and run.data.params["method"] == "topk_sae")
+    again = execute(load_recipe(artifact(client, chosen, "recipe.yaml")), command="…")
+    (cell,) = again.concepts
+    assert cell.registered is None
+    assert cell.dictionary.seed == 1
+    assert cell.metrics["reconstruction/r2"] == pytest.approx(chosen.data.metrics["reconstruction/r2"], abs=1e-6)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from interpreto_mlops.attributions.base import METHODS, Attributor, Estimate, Game, Path, Steps
+from interpreto_mlops.attributions.base import METHODS, Attributor, Estimate, Game, Path, Steps, as_integer
 from interpreto_mlops.attributions.results import Floats
-from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.errors import InputError, TextWarning, UnknownNameError
 
 _NODES = (8, 16, 32, 64)
 _RULES = ("gauss_legendre", "left", "middle", "right", "trapezoid")
@@ -46,7 +47,9 @@ class IntegratedGradients(Attributor):
     """Signed and complete: the scores of a text sum to its score minus the baseline's.
 
     By default the number of Gauss–Legendre nodes grows from 8 to 64 for the texts whose completeness gap is above
-    `tolerance`; `checks` reports the gap. Source: Sundararajan et al. 2017 (arXiv 1703.01365), equation 1.
+    `tolerance`; `checks` reports the gap, and a gap that stays is a warning.
+
+    Source: Sundararajan et al. 2017 (arXiv 1703.01365), equation 1.
 
     Arguments:
         n_nodes: a fixed number of nodes, or None to adapt it to each text.
@@ -64,10 +67,12 @@ class IntegratedGradients(Attributor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.n_nodes is not None:
+            object.__setattr__(self, "n_nodes", as_integer("n_nodes", self.n_nodes, 1))
         quadrature(self.rule, _NODES[0] if self.n_nodes is None else self.n_nodes)
         if self.baseline not in _BASELINES:
             raise UnknownNameError("baseline", self.baseline, _BASELINES)
-        if not self.tolerance > 0:
+        if isinstance(self.tolerance, str) or not self.tolerance > 0:
             raise InputError(f"the tolerance must be above 0, not {self.tolerance!r}")
 
     def estimate(self, game: Game) -> Steps:
@@ -87,5 +92,14 @@ class IntegratedGradients(Attributor):
             gap = tokens.sum(-1) - total
             if (np.abs(gap) <= self.tolerance * np.abs(total)).all():
                 break
-        checks = {"completeness_gap": float(np.abs(gap).max()), "nodes": float(n_nodes)}
-        return Estimate(game.sum_tokens(tokens), checks=checks, baseline_output=baseline)
+        complete = bool((np.abs(gap) <= self.tolerance * np.abs(total)).all())
+        checks = {
+            "completeness_gap": float(np.abs(gap).max()),
+            "nodes": float(n_nodes),
+            "complete": float(complete),
+        }
+        used = {"baseline": "zero" if zero else "replacement"}
+        if self.n_nodes is None and not complete:
+            text = f"text {game.encoding.index}"
+            warnings.warn(f"{text}: completeness gap {checks['completeness_gap']:.3g}", TextWarning, stacklevel=2)
+        return Estimate(game.sum_tokens(tokens), checks=checks, baseline_output=baseline, parameters=used)

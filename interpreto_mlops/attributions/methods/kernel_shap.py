@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from interpreto_mlops.attributions.base import METHODS, Attributor, Estimate, Game, Steps
+from interpreto_mlops.attributions.base import METHODS, Attributor, Estimate, Game, Steps, as_integer
 from interpreto_mlops.attributions.coalitions import (
     all_coalitions,
     exact_shapley,
@@ -15,7 +15,6 @@ from interpreto_mlops.attributions.coalitions import (
     plan_coalitions,
     solve_shapley,
 )
-from interpreto_mlops.errors import InputError
 
 
 @METHODS.register("kernel_shap")
@@ -29,8 +28,8 @@ class KernelShap(Attributor):
     Covert & Lee 2021 (arXiv 2012.01536); permutations: Mitchell et al. 2022 (arXiv 2104.12199).
 
     Arguments:
-        n_perturbations: the most evaluations for a text, the full and the empty one included; 512 are exact up to 9
-            elements.
+        n_perturbations: the most evaluations for a text, the full and the empty one included, but never fewer than
+            n + 1; 512 are exact up to 9 elements.
         seed: of the sampling.
     """
 
@@ -41,8 +40,8 @@ class KernelShap(Attributor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_perturbations < 2:
-            raise InputError(f"n_perturbations must be at least 2, not {self.n_perturbations!r}")
+        object.__setattr__(self, "n_perturbations", as_integer("n_perturbations", self.n_perturbations, 2))
+        object.__setattr__(self, "seed", as_integer("seed", self.seed, 0))
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
@@ -71,17 +70,18 @@ class KernelShap(Attributor):
     def _permutations(self, game: Game) -> Steps:
         """Average v(prefix + i) − v(prefix) over random orders and their reverses."""
         n = game.n_players
-        pairs = max(1, (self.n_perturbations - 2) // (2 * (n - 1)))
+        pairs = (self.n_perturbations - 2) // (2 * (n - 1))
         rng = game.generator(self.seed)
-        forward = np.stack([rng.permutation(n) for _ in range(pairs)])
-        orders = np.concatenate([forward, forward[:, ::-1]])
+        forward = np.stack([rng.permutation(n) for _ in range(max(1, pairs))])
+        # Where not even one pair fits, one order alone still gives values that sum to the difference.
+        orders = np.concatenate([forward, forward[:, ::-1]]) if pairs else forward
         # Row k of an order holds its first k + 1 elements.
         prefixes = orders.argsort(axis=1)[:, None, :] <= np.arange(n - 1)[None, :, None]
         values = yield prefixes.reshape(-1, n)
-        inner = values.reshape(2 * pairs, n - 1, -1)
-        ends = np.broadcast_to(game.empty, (2 * pairs, 1, len(game.empty)))
+        inner = values.reshape(len(orders), n - 1, -1)
+        ends = np.broadcast_to(game.empty, (len(orders), 1, len(game.empty)))
         steps = np.diff(np.concatenate([ends, inner, np.broadcast_to(game.full, ends.shape)], axis=1), axis=1)
         marginal = np.take_along_axis(steps, orders.argsort(axis=1)[:, :, None], axis=1)
-        by_pair = (marginal[:pairs] + marginal[pairs:]) / 2
+        by_pair = (marginal[:pairs] + marginal[pairs:]) / 2 if pairs else marginal
         error = by_pair.std(axis=0, ddof=1).T / np.sqrt(pairs) if pairs > 1 else np.full((len(game.full), n), np.nan)
-        return Estimate(by_pair.mean(axis=0).T, error, {"exact": 0.0, "permutations": 2.0 * pairs})
+        return Estimate(by_pair.mean(axis=0).T, error, {"exact": 0.0, "permutations": float(len(orders))})

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from interpreto_mlops.attributions.base import Game, Presence, _disable
+from interpreto_mlops.attributions.base import Game, Presence, as_integer, hidden
 from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.errors import InputError
@@ -69,8 +69,8 @@ class FaithfulnessMetric(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.model, TextModel) or self.model.task != "classification":
             raise InputError(f"{self.name} needs a TextModel with a sequence classifier, not {self.model!r}")
-        if self.n_random < 1:
-            raise InputError(f"n_random must be at least 1, not {self.n_random!r}")
+        object.__setattr__(self, "n_random", as_integer("n_random", self.n_random, 1))
+        object.__setattr__(self, "seed", as_integer("seed", self.seed, 0))
         Replacement.resolve(self.replacement, self.model)
 
     @property
@@ -105,7 +105,7 @@ class FaithfulnessMetric(ABC):
         """
         before = self.model.engine.counters.copy()
         programs = (self._program(*pair) for pair in self._encoded(explanations))
-        bar = tqdm(total=len(explanations), desc=self.name, unit="text", disable=_disable(progress), leave=False)
+        bar = tqdm(total=len(explanations), desc=self.name, unit="text", disable=hidden(progress), leave=False)
         with bar:
             scored = []
             for item in self.model.engine.run(programs):
@@ -139,8 +139,13 @@ class FaithfulnessMetric(ABC):
         return _Scored(scores, None if curves[0] is None else np.stack([c for c in curves if c is not None]))
 
     def _objective(self, item: Attribution) -> ClassObjective:
-        one_output = len(self.model.labels) == 1
-        mode = InferenceMode.LOGITS if one_output else InferenceMode.SOFTMAX
+        regression = len(self.model.labels) == 1 and not is_multi_label(self.model)
+        mode = InferenceMode.LOGITS if regression else InferenceMode.SOFTMAX
+        for target in item.targets:
+            if target.id >= len(self.model.labels) or self.model.labels[target.id] != target.name:
+                raise InputError(
+                    f"text {item.index} explains the class {target.name!r}, which {self.model.name!r} lacks"
+                )
         return ClassObjective(tuple(target.id for target in item.targets), mode, is_multi_label(self.model))
 
     def _random_orders(self, game: Game) -> list[Order]:
