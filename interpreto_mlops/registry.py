@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator
+from enum import Enum
 from typing import Generic, TypeVar
 
 from interpreto_mlops.errors import InputError, UnknownNameError
 
 T = TypeVar("T")
 C = TypeVar("C")
+E = TypeVar("E", bound="Choice")
+
+
+class Choice(str, Enum):
+    """A closed set of names; a member is its own string."""
+
+    @classmethod
+    def parse(cls: type[E], value: str | E) -> E:
+        """Return the member of that name.
+
+        Raises:
+            UnknownNameError: there is none; the message lists those there are.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            kind = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).lower()
+            raise UnknownNameError(kind, value, [member.value for member in cls]) from None
 
 
 class Registry(Generic[T]):

@@ -189,12 +189,26 @@ def command_chapter() -> Iterator[str]:
         yield f"\n### {COMMAND} {name}\n\n```\n{command.get_help(own)}\n```"
 
 
+def recipe_chapter() -> Iterator[str]:
+    """The recipes: what a job can be asked to do, and the files of recipes/ by their first comment."""
+    recipes = importlib.import_module("interpreto_mlops.workflows.recipes")
+    yield "## Recipes\n"
+    yield "A recipe is a YAML file that `interpreto-mlops run FILE` carries out; each run keeps its own.\n"
+    yield "| file | what it does |\n| --- | --- |"
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        yield f"| [{path.name}](../recipes/{path.name}) | {first} |"
+    for kind in (recipes.AttributeRecipe, recipes.ConceptsRecipe):
+        default = kind.model_fields["kind"].default
+        yield f"\n### kind: {default}\n\n{as_markdown(documentation(kind))}\n"
+
+
 def reference() -> str:
     """The whole reference page."""
     parts = [PREFACE]
     for section in SECTIONS:
         parts += [*registry_chapter(section), ""]
-    text = "\n".join([*parts, *command_chapter()])
+    text = "\n".join([*parts, *recipe_chapter(), "", *command_chapter()])
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip() + "\n"
 
 

@@ -19,10 +19,9 @@ import torch
 
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding, Ids
+from interpreto_mlops.models.gradient_sums import GradientSums, padded
 from interpreto_mlops.models.requests import (
     Floats,
-    GradientRequest,
-    GradientResult,
     Program,
     Readout,
     Request,
@@ -211,7 +210,7 @@ class _Work:
     def _open(self, request: Request, slot: _Slot[Any]) -> _Task:
         if isinstance(request, ScoreRequest):
             return self._open_scores(request, slot)
-        task = _Task(request, slot, missing=len(request.weights), output=_GradientSums(self.model, request))
+        task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
         self.engine.counters.evaluations_asked += task.missing
         for point in range(task.missing):
             ids = request.anchors[0]
@@ -321,7 +320,7 @@ class _Work:
             self.table.popitem(last=False)
 
     def _run_gradients(self, batch: list[_Row]) -> None:
-        rows: dict[_GradientSums, list[_Row]] = {}
+        rows: dict[GradientSums, list[_Row]] = {}
         for row in batch:
             rows.setdefault(row.waiters[0][0].output, []).append(row)
         batch = [row for group in rows.values() for row in group]
@@ -329,14 +328,14 @@ class _Work:
         readouts = [row.readout for row in batch]
         with torch.inference_mode(False), torch.enable_grad():
             inputs = self.model.inputs([row.encoding for row in batch])
-            leaf = _padded([sums.points(points) for sums, points in groups.items()], inputs["input_ids"].shape[1])
+            leaf = padded([sums.points(points) for sums, points in groups.items()], inputs["input_ids"].shape[1])
             leaf.requires_grad_(True)
             with self.model.embeddings_replaced(leaf):
                 read = type(readouts[0]).read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
 
-    def _differentiate(self, groups: dict[_GradientSums, list[int]], leaf: torch.Tensor, read: torch.Tensor) -> None:
+    def _differentiate(self, groups: dict[GradientSums, list[int]], leaf: torch.Tensor, read: torch.Tensor) -> None:
         """One backward pass for the first targets of all texts, one for the second, and so on."""
         blocks = torch.split(read, [len(points) for points in groups.values()])
         scalars = [sums.request.objective(block) for sums, block in zip(groups, blocks, strict=True)]
@@ -376,65 +375,10 @@ class _Work:
             self._wait(row)
 
 
-class _GradientSums:
-    """The running sums of one gradient request."""
-
-    def __init__(self, model: TextModel, request: GradientRequest) -> None:
-        self.model, self.request = model, request
-        self.anchors: torch.Tensor | None = None
-        self.moments: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
-
-    def points(self, numbers: list[int]) -> torch.Tensor:
-        """Return some points, shape (numbers, tokens, width), in the model's dtype."""
-        if self.anchors is None:
-            ids = torch.from_numpy(np.array(self.request.anchors)).to(self.model.device)
-            self.anchors = self.model.embed(ids).detach().clone()
-        chosen = torch.as_tensor(numbers, device=self.anchors.device)
-        return self.request.points(self.anchors, chosen).detach().to(self.anchors.dtype)
-
-    def add(self, numbers: list[int], target: int, gradients: torch.Tensor, values: torch.Tensor) -> None:
-        """Add the gradients of some points, shape (numbers, at least tokens, width), to one target's sums."""
-        tokens = len(self.request.encoding)
-        gradients = gradients[:, :tokens].to(torch.float64)
-        weights = torch.as_tensor(self.request.weights[numbers], device=gradients.device)
-        if self.moments is None or self.values is None:
-            width, targets = gradients.shape[-1], self.request.n_targets
-            self.moments = gradients.new_zeros(len(self.request.powers), targets, tokens, width)
-            self.values = gradients.new_zeros(len(self.request.weights), targets)
-        # A point without weight is there for its value; its gradient may be infinite.
-        used = weights != 0
-        for k, power in enumerate(self.request.powers):
-            self.moments[k, target] += torch.einsum("r,rtd->td", weights[used], gradients[used] ** power)
-        self.values[numbers, target] = values.to(torch.float64)
-
-    def result(self) -> GradientResult:
-        """Return the finished sums."""
-        assert self.moments is not None
-        assert self.values is not None
-        assert self.anchors is not None
-        if not torch.isfinite(self.moments).all():
-            text = self.request.encoding
-            raise ModelOutputError(f"the gradient for text {text.index} is NaN or infinite: {text.text[:60]!r}")
-        anchors = self.anchors.to(torch.float64)
-        return GradientResult(*(tensor.cpu().numpy() for tensor in (self.moments, self.values, anchors)))
-
-
 def _result(task: _Task) -> Result:
-    if isinstance(task.output, _GradientSums):
+    if isinstance(task.output, GradientSums):
         return task.output.result()
     return np.stack(task.output)
-
-
-def _padded(blocks: list[torch.Tensor], tokens: int) -> torch.Tensor:
-    """Stack blocks of shape (rows, tokens_i, width) with zeros on the right, shape (all rows, tokens, width)."""
-    rows = sum(len(block) for block in blocks)
-    out = blocks[0].new_zeros(rows, tokens, blocks[0].shape[-1])
-    start = 0
-    for block in blocks:
-        out[start : start + len(block), : block.shape[1]] = block
-        start += len(block)
-    return out
 
 
 def _check_finite(values: Any, rows: list[_Row]) -> None:

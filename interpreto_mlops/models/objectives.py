@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -14,26 +13,15 @@ import torch
 
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.registry import Choice
 
 
-class InferenceMode(str, Enum):
+class InferenceMode(Choice):
     """The space in which a target's score is read."""
 
     LOGITS = "logits"
     SOFTMAX = "softmax"
     LOG_SOFTMAX = "log_softmax"
-
-    @classmethod
-    def parse(cls, value: str | InferenceMode) -> InferenceMode:
-        """Return the member of that name.
-
-        Raises:
-            UnknownNameError: there is none.
-        """
-        try:
-            return cls(value)
-        except ValueError:
-            raise UnknownNameError("inference mode", value, [member.value for member in cls]) from None
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ Words and sentences depend on the text alone, so that two models with different 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
 import regex
 
-from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.errors import InputError
+from interpreto_mlops.registry import Choice
 
 Spans = npt.NDArray[np.int64]
 """Character spans, shape (n, 2): start and end (exclusive) of each piece in the raw text."""
@@ -35,25 +35,13 @@ _ABBREVIATION = regex.compile(
 )
 
 
-class Granularity(str, Enum):
+class Granularity(Choice):
     """How large an element is."""
 
     ALL_TOKENS = "all_tokens"
     TOKEN = "token"
     WORD = "word"
     SENTENCE = "sentence"
-
-    @classmethod
-    def parse(cls, value: str | Granularity) -> Granularity:
-        """Return the member of that name.
-
-        Raises:
-            UnknownNameError: there is none.
-        """
-        try:
-            return cls(value)
-        except ValueError:
-            raise UnknownNameError("granularity", value, [member.value for member in cls]) from None
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class _Recipe(BaseModel):
 class AttributeRecipe(_Recipe):
     """Explain texts by attributions and score the explanations.
 
-    Fields:
+    Arguments:
         model: a hub id, a folder, or an MLflow address (`models:/name@alias`).
         data: a file (CSV, TSV, JSONL, Parquet) or the name of a data set (`library_docs`).
         text_column, label_column: of a file.
@@ -85,7 +85,9 @@ class AttributeRecipe(_Recipe):
 class ConceptsRecipe(_Recipe):
     """Learn concept dictionaries of layers, score, label and register them.
 
-    Fields beside those of `AttributeRecipe`:
+    What names model, texts and store is as in `AttributeRecipe`.
+
+    Arguments:
         layers: numbers (negative ones from the end) or module paths.
         methods: dictionary families by registry name.
         n_concepts: every size is fitted.
