@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
@@ -219,6 +220,46 @@ def test_a_version_shows_its_source_run_metrics_layer_and_model(quickstart, ui, 
     page.get_by_text("at layer bert.encoder.layer.1 of library-docs (models:/library-docs/1)").first.wait_for()
     page.get_by_text("reconstruction/r2").first.wait_for()
     page.get_by_text("interpreto.layer").first.wait_for()
+
+
+HOSTILE = (
+    "good <script>window.__pwned = 1; alert(1)</script> matrix",
+    '</script><img src=x onerror="window.__pwned = 1; alert(2)"> eigenvalues',
+    '"><svg onload=alert(3)> [x](javascript:alert(4)) `x` **tables**',
+)
+
+
+def test_no_script_of_a_hostile_text_runs_in_the_ui(quickstart, ui, page):
+    """Hostile texts in a file with a hostile name, through the command and the store to the viewer of the UI."""
+    data = quickstart.folder.parent / "<img src=x onerror=alert(5)>.csv"
+    pd.DataFrame({"text": HOSTILE}).to_csv(data, index=False)
+    common = ["--model", "models:/library-docs/1", "--data", str(data), "--tracking-uri", quickstart.uri]
+    for command in (
+        ["attribute", "--methods", "occlusion"],
+        ["concepts", "--layers", "0", "--n-concepts", "4", "--methods", "pca"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "interpreto_mlops", *command, *common, "--experiment", "hostile", "--quiet"],
+            cwd=quickstart.folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    experiment = quickstart.client.get_experiment_by_name("hostile").experiment_id
+    dialogs = []
+    page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+    for run in quickstart.client.search_runs([experiment]):
+        kind = run.data.tags["interpreto.kind"]
+        path = "report/report.html" if kind == "report" else f"{kind}/{kind}.html"
+        base = f"{ui}/#/experiments/{experiment}/runs/{run.info.run_id}"
+        page.goto(f"{base}{MODE}")
+        page.get_by_text("Description").first.wait_for()
+        framed(page, f"{base}/artifacts/{path}{MODE}", "library-docs")
+        page.wait_for_timeout(500)
+        assert [frame.evaluate("window.__pwned") for frame in page.frames] == [None] * len(page.frames)
+    assert dialogs == []
 
 
 @pytest.mark.parametrize("block", range(2))
