@@ -101,7 +101,7 @@ def _attribution_section(job: Job, log: RunLog, cells: Sequence[AttributionCell]
                     Cell(score.mean, cell.method == best[name], f"random {score.random_mean:.3f}")
                     for score, name in scores
                 ),
-                cell.counters.get("evaluations_run", 0.0),
+                int(cell.counters.get("evaluations_run", 0)),
                 cell.seconds,
             ]
         )
