@@ -171,6 +171,12 @@ def experiment_url(quickstart: Done, ui: str) -> str:
     return f"{ui}/#/experiments/{experiment.experiment_id}"
 
 
+def shows(page, words: str) -> bool:
+    """Whether the page comes to show the words; a page that never does fails here, by the browser's time-out."""
+    page.get_by_text(words).first.wait_for()
+    return page.get_by_text(words).first.is_visible()
+
+
 def framed(page, address: str, words: str) -> str:
     """Open an HTML artifact in the UI's own viewer and return the text that its frame shows."""
     page.goto(address)
@@ -182,7 +188,7 @@ def framed(page, address: str, words: str) -> str:
 def test_the_report_run_opens_with_a_readable_summary(quickstart, ui, page):
     run = quickstart.runs("report")[-1]
     page.goto(f"{experiment_url(quickstart, ui)}/runs/{run.info.run_id}{MODE}")
-    page.get_by_text("the most faithful of 3 methods").first.wait_for()
+    assert shows(page, "the most faithful of 3 methods")
     text = framed(
         page,
         f"{experiment_url(quickstart, ui)}/runs/{run.info.run_id}/artifacts/report/report.html{MODE}",
@@ -206,20 +212,20 @@ def test_the_concepts_open_inline(quickstart, ui, page):
 
 def test_the_runs_stand_in_one_table_and_the_dictionaries_in_the_models_tab(quickstart, ui, page):
     page.goto(f"{experiment_url(quickstart, ui)}/runs{MODE}")
-    page.get_by_text("kernel_shap on library_docs").first.wait_for()
-    page.get_by_text("topk_sae 256 at bert.encoder.layer.1").first.wait_for()
+    assert shows(page, "kernel_shap on library_docs")
+    assert shows(page, "topk_sae 256 at bert.encoder.layer.1")
     page.goto(f"{experiment_url(quickstart, ui)}/models{MODE}")
-    page.get_by_text("bert-encoder-layer-1-topk_sae-256-seed-0").first.wait_for()
+    assert shows(page, "bert-encoder-layer-1-topk_sae-256-seed-0")
 
 
 def test_a_version_shows_its_source_run_metrics_layer_and_model(quickstart, ui, page):
     names = [model.name for model in quickstart.client.search_registered_models()]
     name = next(name for name in names if "layer-1" in name)
     page.goto(f"{ui}/#/models/{name}/versions/1{MODE}")
-    page.get_by_text("Source Run").first.wait_for()
-    page.get_by_text("at layer bert.encoder.layer.1 of library-docs (models:/library-docs/1)").first.wait_for()
-    page.get_by_text("reconstruction/r2").first.wait_for()
-    page.get_by_text("interpreto.layer").first.wait_for()
+    assert shows(page, "Source Run")
+    assert shows(page, "at layer bert.encoder.layer.1 of library-docs (models:/library-docs/1)")
+    assert shows(page, "reconstruction/r2")
+    assert shows(page, "interpreto.layer")
 
 
 HOSTILE = (

@@ -111,7 +111,9 @@ def _report_texts(job: Job, explanations: AttributionSet) -> None:
     cut = explanations.n_truncated
     parts = [f"{cut} of {len(explanations)} texts cut at {job.model.max_length} tokens"] if cut else []
     open_gaps = sum(item.checks.get("complete") == 0 for item in explanations)
-    parts += [f"{open_gaps} of {len(explanations)} texts above the tolerance"] if open_gaps else []
+    parts += (
+        [f"{open_gaps} of {len(explanations)} texts with a completeness gap above the tolerance"] if open_gaps else []
+    )
     parts += [f"{empty} of {len(explanations)} texts have nothing to attribute and are skipped"] if empty else []
     if parts:
         job.console.say(f"  {explanations.method}: " + "; ".join(parts))
