@@ -10,7 +10,7 @@ import operator
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from interpreto_mlops.attributions.aggregation import Aggregation, aggregate
 from interpreto_mlops.attributions.results import Attribution, AttributionSet, Floats, Target
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.encoding import Encoding
@@ -30,7 +31,7 @@ from interpreto_mlops.models.objectives import (
     resolve_classes,
 )
 from interpreto_mlops.models.replacement import Replacement
-from interpreto_mlops.models.requests import GradientRequest, GradientResult, Program, ScoreRequest
+from interpreto_mlops.models.requests import GradientRequest, Program, ScoreRequest
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Registry
 from interpreto_mlops.text.granularity import NO_ELEMENT, Elements, Granularity
@@ -50,7 +51,8 @@ class Estimate:
         scores: shape (targets, elements), or (targets, tokens) from a gradient method.
         standard_error: of each score, the same shape, or None.
         checks: the estimate's own checks.
-        baseline_output: the score of each target at the baseline, when it is not that of the empty coalition.
+        baseline_output: the score of each target at the baseline, when it is not that of the empty coalition; NaN
+            stands for a method without one.
         parameters: what a parameter resolved to, where that is not what it was given.
     """
 
@@ -91,11 +93,15 @@ class Game:
         """Return random numbers that depend on the seed and this text alone."""
         return np.random.default_rng(self.encoding.seed(seed))
 
-    def sum_tokens(self, token_scores: Floats) -> Floats:
-        """Sum token scores, shape (..., tokens), over the tokens of each element, shape (..., elements)."""
-        member = self.elements.of_token[:, None] == np.arange(self.n_players)
-        scores: Floats = token_scores @ member.astype(np.float64)
-        return scores
+    @property
+    def movable(self) -> npt.NDArray[np.bool_]:
+        """Which tokens belong to an element, shape (tokens,); the others keep their ids and embeddings."""
+        movable: npt.NDArray[np.bool_] = ~self._spare
+        return movable
+
+    def aggregate(self, token_scores: Floats, how: Aggregation = Aggregation.SUM) -> Floats:
+        """Aggregate token scores, shape (..., tokens), over the tokens of each element, shape (..., elements)."""
+        return aggregate(token_scores, self.elements.of_token, self.n_players, how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,27 +190,48 @@ class Attributor(ABC):
         return self._attribution(game, estimate)
 
     def _run(self, game: Game, classes: tuple[int, ...] | None) -> Program[Estimate]:
-        """Drive the method's own generator; its first request also carries the full and the empty coalition."""
+        """Drive the method's own generator."""
         steps = self.estimate(game)
         try:
             asked = next(steps)
-            present = asked if isinstance(asked, np.ndarray) else np.zeros((0, game.n_players), dtype=bool)
-            full, empty = np.ones((1, game.n_players), dtype=bool), np.zeros((1, game.n_players), dtype=bool)
-            # A path has its own baseline, and some tokenizers have nothing that could stand for an empty text.
-            ends = [full] if isinstance(asked, Path) and asked.zero_baseline else [full, empty]
-            (logits,) = yield [game.request(np.concatenate([*ends, present]))]
-            self._settle(game, logits[: len(ends)], classes)
-            answer: Any = game.objective.score(logits[len(ends) :])
+            answer = yield from self._ask_first(game, asked, classes)
             while True:
-                if isinstance(asked, Path):
-                    (answer,) = yield [asked.request(game)]
                 asked = steps.send(answer)
-                if isinstance(asked, np.ndarray):
-                    (logits,) = yield [game.request(asked)]
-                    answer = game.objective.score(logits)
+                answer = yield from self._ask(game, asked)
         except StopIteration as stop:
             estimate: Estimate = stop.value
             return estimate
+
+    def _ask_first(self, game: Game, asked: Presence | GradientQuery, classes: tuple[int, ...] | None) -> Program[Any]:
+        """Answer a method's first request, which also finds the target and the scores of full and empty text."""
+        ends = np.asarray([[True], [False]]).repeat(game.n_players, axis=1)
+        if isinstance(asked, np.ndarray):
+            (logits,) = yield [game.request(np.concatenate([ends, asked]))]
+            self._settle(game, logits[:2], classes)
+            return game.objective.score(logits[2:])
+        if asked.is_text:
+            (result,) = yield [asked.request(game, self._settling(game, classes))]
+            return result
+        # Not every gradient needs the empty text, and some tokenizers have nothing that could stand for it.
+        (logits,) = yield [game.request(ends if asked.needs_empty else ends[:1])]
+        self._settle(game, logits, classes)
+        return (yield from self._ask(game, asked))
+
+    def _ask(self, game: Game, asked: Presence | GradientQuery) -> Program[Any]:
+        if isinstance(asked, GradientQuery):
+            (result,) = yield [asked.request(game, game.objective)]
+            return result
+        (logits,) = yield [game.request(asked)]
+        return game.objective.score(logits)
+
+    def _settling(self, game: Game, classes: tuple[int, ...] | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return an objective that finds the target from what it is given first, the read of the text itself."""
+
+        def objective(read: torch.Tensor) -> torch.Tensor:
+            self._settle(game, read[:1].detach().cpu().numpy().astype(np.float64), classes)
+            return game.objective(read)
+
+        return objective
 
     def _settle(self, game: Game, logits: Floats, classes: tuple[int, ...] | None) -> None:
         chosen = classes or (int(logits[0].argmax()),)
@@ -217,8 +244,9 @@ class Attributor(ABC):
     def estimate(self, game: Game) -> Steps:
         """The method's mathematics for one text, as a generator.
 
-        It yields coalitions, shape (rows, elements), and receives their scores, shape (rows, targets); or a `Path` and
-        receives a `GradientResult`. After the first answer `game.full`, `game.empty` and `game.objective` are known.
+        It yields coalitions, shape (rows, elements), and receives their scores, shape (rows, targets); or a
+        `GradientQuery` and receives a `GradientResult`. After the first answer `game.full` and `game.objective` are
+        known, and `game.empty` unless the first request was a query that does not need it (then it is NaN).
         It returns an `Estimate`.
         """
 
@@ -261,60 +289,23 @@ class Attributor(ABC):
         )
 
 
-@dataclass(frozen=True)
-class Path:
-    """Points between a baseline and the text in the embedding space, at which gradients are summed.
+class GradientQuery(ABC):
+    """Points in the embedding space of a text at which a method wants gradients."""
 
-    Arguments:
-        nodes: the share of the text at each point: 0 is the baseline, 1 the text; shape (points,).
-        weights: the weight of each point's gradient, shape (points,).
-        zero_baseline: whether the baseline's embeddings are zero instead of those of the replacement token.
-    """
+    needs_empty: bool = False
+    """Whether the score of the text with every element replaced must be known, too."""
 
-    nodes: Floats
-    weights: Floats
-    zero_baseline: bool = False
+    @property
+    def is_text(self) -> bool:
+        """Whether the only point is the text itself: its score and its target then come with the gradients."""
+        return False
 
-    def request(self, game: Game) -> GradientRequest:
-        """Return what the engine is asked for: anchor 0 is the text, anchor 1 the text with every element replaced."""
-        baseline = _baseline_ids(game)
-        players = game.elements.of_token != NO_ELEMENT
-
-        def points(anchors: Any, numbers: Any) -> Any:
-            # Nodes in half precision would be other nodes; the engine rounds the points, once.
-            precise = torch.promote_types(anchors.dtype, torch.float32)
-            share = torch.as_tensor(self.nodes, dtype=precise, device=anchors.device)[numbers][:, None, None]
-            start = anchors[1].clone()
-            if self.zero_baseline:
-                start[anchors.new_tensor(players).bool()] = 0
-            return start + share * (anchors[0] - start)
-
-        return GradientRequest(
-            encoding=game.encoding,
-            anchors=np.stack([game.encoding.ids, baseline]),
-            points=points,
-            weights=self.weights,
-            objective=game.objective,
-            n_targets=len(game.objective.classes),
-        )
-
-    def difference(self, game: Game, result: GradientResult) -> Floats:
-        """Return text minus baseline in the embedding space, shape (tokens, width)."""
-        text, replaced = result.anchors
-        start = replaced.copy()
-        if self.zero_baseline:
-            start[game.elements.of_token != NO_ELEMENT] = 0
-        difference: Floats = text - start
-        return difference
+    @abstractmethod
+    def request(self, game: Game, objective: Callable[[torch.Tensor], torch.Tensor]) -> GradientRequest:
+        """Return what the engine is asked for, to be differentiated by that objective."""
 
 
-Steps = Generator["Presence | Path", Any, Estimate]
-
-
-def _baseline_ids(game: Game) -> npt.NDArray[np.int64]:
-    if game.replacement.id is None:
-        return game.encoding.ids
-    return np.where(game.elements.of_token == NO_ELEMENT, game.encoding.ids, game.replacement.id)
+Steps = Generator["Presence | GradientQuery", Any, Estimate]
 
 
 def as_integer(name: str, value: Any, least: int) -> int:
