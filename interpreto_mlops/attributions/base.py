@@ -82,6 +82,11 @@ class Game:
         """How many elements there are."""
         return len(self.elements)
 
+    @property
+    def valid(self) -> Presence:
+        """Which elements each target can see, shape (targets, elements): those of a classifier see all."""
+        return np.ones((len(self.full), self.n_players), dtype=bool)
+
     def request(self, present: Presence) -> ScoreRequest:
         """Ask for the scores of coalitions, shape (rows, elements). Tokens of no element always stay."""
         tokens = present[:, self.elements.of_token] | self._spare
@@ -113,6 +118,8 @@ class Attributor(ABC):
     """
 
     name: ClassVar[str]
+    signed: ClassVar[bool] = True
+    """Whether a score says for or against; without a sign it says how much only."""
 
     model: TextModel = field(kw_only=False, repr=False)
     granularity: str = "word"
