@@ -74,6 +74,8 @@ class Attributor(ABC):
     """
 
     name: ClassVar[str]
+    signed: ClassVar[bool] = True
+    """Whether a score says for or against; without a sign it says how much only."""
 
     model: TextModel = field(kw_only=False, repr=False)
     granularity: str = "word"
