@@ -357,8 +357,8 @@ class _Work:
         # Only now: when memory ran out above, the whole batch comes again, and nothing may have been counted yet.
         start = 0
         for (sums, points), block in zip(groups.items(), scalars, strict=True):
-            for target in range(block.shape[1]):
-                sums.add(points, target, gradients[target][start : start + len(points)], block[:, target].detach())
+            own = [each[start : start + len(points)] for each in gradients[: block.shape[1]]]
+            sums.add(points, own, block.detach())
             start += len(points)
 
     def _deliver(self, batch: list[_Row]) -> None:
