@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from interpreto_mlops.attributions.base import Game, GradientQuery
 from interpreto_mlops.attributions.baselines import Baseline
+from interpreto_mlops.attributions.game import Game
+from interpreto_mlops.attributions.queries import Query
 from interpreto_mlops.attributions.results import Floats
 from interpreto_mlops.models.requests import GradientRequest, GradientResult
 
@@ -46,7 +47,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Neighbourhood(GradientQuery):
+class Neighbourhood(Query):
     """The text itself, or points around it.
 
     Arguments:
@@ -82,13 +83,14 @@ class Neighbourhood(GradientQuery):
             points=points,
             weights=np.full(self.n_points, 1 / self.n_points),
             objective=objective,
+            readout=game.question.readout,
             powers=self.powers,
             variance=self.variance,
         )
 
 
 @dataclass(frozen=True)
-class Path(GradientQuery):
+class Path(Query):
     """Points between a baseline and the text, at which gradients are summed.
 
     Arguments:
@@ -124,6 +126,7 @@ class Path(GradientQuery):
             points=points,
             weights=self.weights,
             objective=objective,
+            readout=game.question.readout,
         )
 
     def with_start(self) -> Path:

@@ -239,11 +239,12 @@ def test_permutations_are_used_and_recorded_below_three_evaluations_an_element(t
 # What all methods have in common
 
 
-UNSIGNED = {"saliency", "smooth_grad", "square_grad", "var_grad"}
+def all_methods():
+    return [pytest.param(method, id=name) for name, method in METHODS.items()]
 
 
-def all_methods(but=()):
-    return [pytest.param(method, id=name) for name, method in METHODS.items() if name not in but]
+def signed_methods():
+    return [pytest.param(method, id=name) for name, method in METHODS.items() if method.signed]
 
 
 @pytest.mark.parametrize("method", all_methods())
@@ -310,7 +311,7 @@ def test_several_targets_at_once_equal_one_by_one(tiny_model, texts, method):
             np.testing.assert_allclose(a.scores[row], b.scores[0], atol=tolerance * max(1.0, np.abs(b.scores).max()))
 
 
-@pytest.mark.parametrize("method", all_methods(but=UNSIGNED))
+@pytest.mark.parametrize("method", signed_methods())
 def test_softmax_scores_over_all_classes_sum_to_zero(tiny_model, method):
     model = tiny_model()
     extra = {"n_nodes": 64} if method is IntegratedGradients else {}
@@ -378,7 +379,7 @@ def test_every_parameter_is_documented_and_kept(tiny_model, method):
     assert all(f"{name}:" in text for name in names)
 
 
-@pytest.mark.parametrize("method", all_methods(but=UNSIGNED))
+@pytest.mark.parametrize("method", signed_methods())
 def test_one_element_gets_everything(toy, method):
     item, removed = (each(toy("linear"))(["good"])[0] for each in (method, Occlusion))
     np.testing.assert_allclose(item.scores[0], removed.output - removed.baseline_output, atol=1e-10)

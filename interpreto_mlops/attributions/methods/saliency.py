@@ -23,6 +23,7 @@ class Saliency(GradientAttributor):
     """
 
     name: ClassVar[str] = "saliency"
+    signed: ClassVar[bool] = False
 
     reduction: str = "l2"
 

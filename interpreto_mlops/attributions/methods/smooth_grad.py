@@ -22,6 +22,7 @@ class SmoothGrad(NoisyAttributor):
     """
 
     name: ClassVar[str] = "smooth_grad"
+    signed: ClassVar[bool] = False
 
     reduction: str = "auto"
 

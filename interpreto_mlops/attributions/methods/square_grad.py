@@ -19,6 +19,7 @@ class SquareGrad(NoisyAttributor):
     """
 
     name: ClassVar[str] = "square_grad"
+    signed: ClassVar[bool] = False
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""

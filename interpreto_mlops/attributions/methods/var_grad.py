@@ -18,6 +18,7 @@ class VarGrad(NoisyAttributor):
     """
 
     name: ClassVar[str] = "var_grad"
+    signed: ClassVar[bool] = False
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
