@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from interpreto_mlops.attributions.queries import Query
 from interpreto_mlops.attributions.results import Attribution, AttributionSet, Floats, Target
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.encoding import Encoding
@@ -196,7 +197,7 @@ class Attributor(ABC):
             self._settle(game, logits[: len(ends)], classes)
             answer: Any = game.objective.score(logits[len(ends) :])
             while True:
-                if isinstance(asked, Path):
+                if isinstance(asked, Query):
                     (answer,) = yield [asked.request(game)]
                 asked = steps.send(answer)
                 if isinstance(asked, np.ndarray):
@@ -217,8 +218,8 @@ class Attributor(ABC):
     def estimate(self, game: Game) -> Steps:
         """The method's mathematics for one text, as a generator.
 
-        It yields coalitions, shape (rows, elements), and receives their scores, shape (rows, targets); or a `Path` and
-        receives a `GradientResult`. After the first answer `game.full`, `game.empty` and `game.objective` are known.
+        It yields coalitions, shape (rows, elements), and receives their scores, shape (rows, targets); or a `Query` (such
+        as a `Path`) and receives the engine's answer. After the first answer `game.full`, `game.empty` and `game.objective` are known.
         It returns an `Estimate`.
         """
 
@@ -262,7 +263,7 @@ class Attributor(ABC):
 
 
 @dataclass(frozen=True)
-class Path:
+class Path(Query):
     """Points between a baseline and the text in the embedding space, at which gradients are summed.
 
     Arguments:
@@ -308,7 +309,7 @@ class Path:
         return difference
 
 
-Steps = Generator["Presence | Path", Any, Estimate]
+Steps = Generator["Presence | Query", Any, Estimate]
 
 
 def _baseline_ids(game: Game) -> npt.NDArray[np.int64]:

@@ -90,6 +90,7 @@ class GradientRequest:
         n_targets: how many scalars that are.
         powers: the powers of the gradient whose weighted sums are wanted.
         readout: what to read from the model.
+        rules: the rules of relevance propagation to differentiate by (`attn_lrp`, `cp_lrp`), or None for gradients.
     """
 
     encoding: Encoding
@@ -100,6 +101,7 @@ class GradientRequest:
     n_targets: int
     powers: tuple[int, ...] = (1,)
     readout: Readout = field(default_factory=ClassLogits)
+    rules: str | None = None
 
 
 @dataclass(frozen=True)
