@@ -59,7 +59,9 @@ class ContributionMethod(Attributor):
         super().__post_init__()
         network = self.model.model
         if network.config.is_encoder_decoder:
-            raise InputError(f"{self.name} needs one stack of layers; {type(network).__name__} has an encoder and a decoder")
+            raise InputError(
+                f"{self.name} needs one stack of layers; {type(network).__name__} has an encoder and a decoder"
+            )
         check_observable(network)
 
     def estimate(self, game: Game) -> Steps:

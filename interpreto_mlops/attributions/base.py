@@ -218,8 +218,9 @@ class Attributor(ABC):
     def estimate(self, game: Game) -> Steps:
         """The method's mathematics for one text, as a generator.
 
-        It yields coalitions, shape (rows, elements), and receives their scores, shape (rows, targets); or a `Query` (such
-        as a `Path`) and receives the engine's answer. After the first answer `game.full`, `game.empty` and `game.objective` are known.
+        It yields coalitions, shape (rows, elements), and receives their scores, shape (rows, targets); or a `Query`,
+        such as a `Path`, and receives the engine's answer. After the first answer `game.full`, `game.empty` and
+        `game.objective` are known.
         It returns an `Estimate`.
         """
 

@@ -60,6 +60,15 @@ class Observation:
         encoder: Any = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
         self._encoder = set(encoder.modules())
 
+    def check(self) -> None:
+        """Make sure that attention was seen.
+
+        Raises:
+            InputError: the model computes it in its own way.
+        """
+        if not self.seen:
+            raise _unobservable(self.model)
+
     def report(self, module: torch.nn.Module, weights: torch.Tensor) -> None:
         """Hand a map on to the visitor."""
         assert self.visit is not None
@@ -89,8 +98,7 @@ def observed_attention(
             yield observation
         finally:
             _OBSERVATION.reset(token)
-    if not observation.seen:
-        raise _unobservable(model)
+    observation.check()
 
 
 @contextmanager
@@ -154,10 +162,10 @@ def _attend(
         observation.seen.append(module)
         if observation.zeroed is not None:
             value = value.clone()
-            value[torch.arange(len(value), device=value.device), :, observation.zeroed] = 0
+            value[torch.arange(len(value), device=value.device), :, observation.zeroed.to(value.device)] = 0
     recording = observation is not None and observation.visit is not None
     if not recording and options.get("softcap") is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     weights = attention_weights(module, query, key, attention_mask, **options)
     if recording:
         assert observation is not None

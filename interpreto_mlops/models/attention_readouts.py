@@ -15,7 +15,6 @@ from interpreto_mlops.models.attention import AttentionMap, Observation, observe
 from interpreto_mlops.models.requests import Readout
 from interpreto_mlops.models.text_model import TextModel
 
-
 _COPIES = 8  # the share 1 / _COPIES of a text's tokens is zeroed side by side where the token budget allows it
 
 
@@ -102,6 +101,7 @@ class ValueZeroingRows(ContributionRows):
         with observed_attention(model.model) as observation:
             with _layer_calls(model) as calls:
                 _run(model, repeated)
+            observation.check()
             for call in _with_attention(model, calls, observation):
                 matrices.append(_contributions(call, observation, batch["attention_mask"], copies))
         return _flat([matrices.value[i, list(each.positions), : each.tokens] for i, each in enumerate(readouts)])
@@ -147,7 +147,7 @@ class _Product:
         return self._value
 
     def append(self, matrix: torch.Tensor) -> None:
-        self._value = matrix if self._value is None else matrix @ self._value
+        self._value = matrix if self._value is None else matrix @ self._value.to(matrix.device)
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,7 @@ def _with_attention(model: TextModel, calls: list[_LayerCall], observation: Obse
     return kept
 
 
-def _contributions(
-    call: _LayerCall, observation: Observation, mask: torch.Tensor, copies: int
-) -> torch.Tensor:
+def _contributions(call: _LayerCall, observation: Observation, mask: torch.Tensor, copies: int) -> torch.Tensor:
     """Return how far each token's output turns when another's value vector is zero, rows normalised to 1.
 
     Arguments:

@@ -336,7 +336,10 @@ class _Work:
             leaf = padded([sums.points(points) for sums, points in groups.items()], inputs["input_ids"].shape[1])
             leaf.requires_grad_(True)
             rules = batch[0].rules
-            with self.model.embeddings_replaced(leaf), relevance_rules(self.model.model, rules) if rules else nullcontext():
+            with (
+                self.model.embeddings_replaced(leaf),
+                relevance_rules(self.model.model, rules) if rules else nullcontext(),
+            ):
                 read = type(readouts[0]).read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)

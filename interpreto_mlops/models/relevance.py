@@ -193,11 +193,10 @@ def _layer_norm(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dic
     axes = tuple(range(-len(shape), 0))
     centred = inputs - inputs.mean(axes, keepdim=True)
     with torch.no_grad():
-        slope = (centred.float().square().mean(axes, keepdim=True) + epsilon).rsqrt().to(inputs.dtype)
-        if centred.dtype == torch.float64:
-            slope = (centred.square().mean(axes, keepdim=True) + epsilon).rsqrt()
+        precise = centred.to(torch.promote_types(centred.dtype, torch.float32))
+        slope = (precise.square().mean(axes, keepdim=True) + epsilon).rsqrt()
         slope = slope if weight is None else slope * weight
-    return _WithSlope.apply(centred, outputs.detach(), slope)
+    return _with_slope(centred, outputs, slope)
 
 
 def proportional(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
@@ -213,8 +212,12 @@ def proportional(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         zero = inputs == 0
         slope = (outputs / inputs).masked_fill(zero, 0.0)
-    changed: torch.Tensor = _WithSlope.apply(inputs, outputs.detach(), slope)
+    changed = _with_slope(inputs, outputs, slope)
     return torch.where(zero, outputs, changed) if bool(zero.any()) else changed
+
+
+def _with_slope(inputs: torch.Tensor, outputs: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return _WithSlope.apply(inputs, outputs.detach(), slope)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _WithSlope(torch.autograd.Function):

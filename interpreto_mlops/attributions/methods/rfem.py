@@ -17,10 +17,11 @@ from interpreto_mlops.models.encoding import Encoding
 class Rfem(ContributionMethod):
     """How many heads' rolled-out attention stands out at a token, each head weighted by its maximum.
 
-    For each head, (attention + identity) / 2 is multiplied over layers; an entry of the row that is read counts where it
-    is at least mean + k · standard deviation of the head's matrix. Mean, deviation and maximum leave out the columns of
-    special tokens and, on causal models, of the first token, which takes most of the attention; those score 0.
-    Unsigned, and the same for every class: the paper's variant for one class is not implemented. One forward pass.
+    For each head, (attention + identity) / 2 is multiplied over layers; an entry of the row that is read counts where
+    it is at least mean + k · standard deviation of the head's matrix. Mean, deviation and maximum leave out the columns
+    of special tokens and, on causal models, of the first token, which takes most of the attention; those score 0.
+    Unsigned, and the same for every class: the paper's variant for one class is not implemented. Takes one forward
+    pass.
 
     Source: Ayyar et al. 2025 (arXiv 2510.06070), without their variant for one class.
 
