@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.gradient_sums import GradientSums, padded
+from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
     Floats,
     Program,
@@ -108,10 +109,11 @@ class _Row:
     key: bytes | None = None
     waiters: list[tuple[_Task, int]] = field(default_factory=list)
     point: int = -1
+    rules: str | None = None
 
     @property
-    def kind(self) -> tuple[bool, type[Readout]]:
-        return self.key is None, type(self.readout)
+    def kind(self) -> tuple[bool, type[Readout], str | None]:
+        return self.key is None, type(self.readout), self.rules
 
 
 class Engine:
@@ -215,7 +217,8 @@ class _Work:
         self.engine.counters.evaluations_asked += task.missing
         for point in range(task.missing):
             ids = request.anchors[0]
-            self._wait(_Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point))
+            row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point, request.rules)
+            self._wait(row)
         return task
 
     def _open_scores(self, request: ScoreRequest, slot: _Slot[Any]) -> _Task:
@@ -321,7 +324,8 @@ class _Work:
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
             assert row.key is not None
-            value = value[: row.readout.width]
+            # A copy: the rest of the batch, padding included, is not kept with it.
+            value = value[: row.readout.width].copy()
             self.table[row.key] = value
             del self.pending[row.key]
             for task, place in row.waiters:
@@ -347,7 +351,11 @@ class _Work:
             inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
             leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
             leaf.requires_grad_(True)
-            with kind.embeddings_replaced(self.model, leaf, readouts):
+            rules = batch[0].rules
+            with (
+                kind.embeddings_replaced(self.model, leaf, readouts),
+                relevance_rules(self.model.model, rules) if rules else nullcontext(),
+            ):
                 read = kind.read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
