@@ -7,9 +7,13 @@ from interpreto_mlops.attributions.results import Attribution, AttributionSet, T
 from interpreto_mlops.registry import discover
 
 if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are found below
+    from interpreto_mlops.attributions.methods.attention_rollout import AttentionRollout as AttentionRollout
+    from interpreto_mlops.attributions.methods.attn_lrp import AttnLrp as AttnLrp
     from interpreto_mlops.attributions.methods.integrated_gradients import IntegratedGradients as IntegratedGradients
     from interpreto_mlops.attributions.methods.kernel_shap import KernelShap as KernelShap
     from interpreto_mlops.attributions.methods.occlusion import Occlusion as Occlusion
+    from interpreto_mlops.attributions.methods.rfem import Rfem as Rfem
+    from interpreto_mlops.attributions.methods.value_zeroing import ValueZeroing as ValueZeroing
 
 discover("interpreto_mlops.attributions.methods")
 globals().update({method.__name__: method for _, method in METHODS.items()})

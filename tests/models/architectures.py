@@ -68,7 +68,9 @@ def configuration(name: str) -> PretrainedConfig:
                     for side in ("encoder", "decoder")
                     for what, n in (("layers", 2), ("ffn_dim", 48))
                 },
-                **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 32},
+                "encoder_attention_heads": 4,
+                "decoder_attention_heads": 4,
+                "max_position_embeddings": 32,
                 **ENCODER_DECODER,
             },
         ),
