@@ -153,8 +153,8 @@ def solve_pairs(signs: Floats, differences: Floats, valid: Presence) -> tuple[Fl
         slopes = inverse @ differences[:, targets]
         leverage = np.einsum("ki,ik->k", signs[:, seen], inverse)
         rest = (differences[:, targets] - signs[:, seen] @ slopes) / np.maximum(1 - leverage, _CUTOFF)[:, None]
-        steps = inverse[:, :, None] * rest  # by how much leaving a pair out moves each slope
-        square = ((steps - steps.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        # Leaving out pair k moves slope i by inverse[i, k] · rest[k].
+        square = np.maximum(inverse**2 @ rest**2 - (inverse @ rest) ** 2 / len(signs), 0.0)
         scores[np.ix_(targets, seen)] = slopes.T
         error[np.ix_(targets, seen)] = np.sqrt((len(signs) - 1) / len(signs) * square).T
     return scores, error
