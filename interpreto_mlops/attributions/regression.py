@@ -49,7 +49,7 @@ def solve_shapley(present: Presence, weights: Floats, gains: Floats, total: Floa
         The values, shape (targets, n); those of a target sum to its total whatever the rows.
 
     Source: Covert & Lee 2021 (arXiv 2012.01536), section 2; the form without constraint is that of Musco & Witter 2025
-    (arXiv 2410.01917), lemma 3.1.
+    (arXiv 2410.01917).
     """
     scores = np.zeros(valid.shape)
     root = np.sqrt(weights)[:, None]

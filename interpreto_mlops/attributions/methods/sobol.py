@@ -27,7 +27,8 @@ class Sobol(Attributor):
 
     The total order counts interactions with other elements, so the indices sum to at least 1, and to 1 for an additive
     score; the first order leaves them out and needs many more samples. Exact where enumeration takes no more than
-    N (n + 2) evaluations. All 0 where the score does not vary. `checks` has the smallest sum over targets (`index_sum`).
+    N (n + 2) evaluations. All 0 where the score does not vary. `checks` has their sum (`index_sum`, the least of the
+    targets).
 
     Source: Fel et al. 2021 (arXiv 2111.04138); estimators: Jansen 1999 (Computer Physics Communications 117).
 
