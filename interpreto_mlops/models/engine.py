@@ -398,7 +398,7 @@ class _Work:
             raise OutOfMemoryError(
                 f"text {row.encoding.index} with {row.length} tokens does not fit in memory"
             ) from error
-        self.engine.token_budget = max(batch[0].length, self.engine.token_budget // 2)
+        self.engine.token_budget = max(batch[0].length, len(batch) * batch[0].length // 2)
         for row in batch:
             self._wait(row)
 
