@@ -1,0 +1,150 @@
+"""One explained text as every metric sees it: who may be perturbed, who is ranked, and what the model is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from interpreto_mlops.attributions.base import Game, Presence
+from interpreto_mlops.attributions.metrics.results import Floats
+from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.errors import InputError
+from interpreto_mlops.models.objectives import ClassObjective, InferenceMode, is_multi_label
+from interpreto_mlops.models.replacement import Replacement
+from interpreto_mlops.models.requests import ScoreRequest
+from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.text.granularity import Granularity
+
+Ranks = npt.NDArray[np.int64]
+"""The place of each element in a ranking, 0 for the highest score, shape (..., elements)."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One explained text: its players, how each target scores them, and how the model's answers are read.
+
+    Arguments:
+        game: the players, and the rows in which some of them are absent.
+        item: the explanation.
+        scores: of each target's players, 0 where a target cannot see one, shape (targets, players).
+        valid: which players a target can see, shape (targets, players).
+        explained: maps what was read to the scores that were explained.
+        probability: maps what was read to the targets' probabilities.
+        joint: whether all targets make one: scores summed, probabilities averaged geometrically.
+    """
+
+    game: Game
+    item: Attribution
+    scores: Floats
+    valid: npt.NDArray[np.bool_]
+    explained: ClassObjective
+    probability: ClassObjective
+    joint: bool = False
+
+    @property
+    def n_targets(self) -> int:
+        """How many targets there are."""
+        return len(self.scores)
+
+    @property
+    def n_players(self) -> int:
+        """How many elements may be perturbed."""
+        return self.game.n_players
+
+    @property
+    def skip(self) -> str | None:
+        """Why this text cannot be scored, or None."""
+        return None if self.n_targets and self.valid.any() else "no elements"
+
+    def request(self, present: Presence) -> ScoreRequest:
+        """Ask for coalitions, shape (rows, players)."""
+        return self.game.request(present)
+
+    def probabilities(self, read: Floats) -> Floats:
+        """Return each target's probability in each row that was read, shape (rows, targets)."""
+        values = self.probability.score(read)
+        if not self.joint:
+            return values
+        tiny = np.finfo(np.float64).tiny
+        joined: Floats = np.exp(np.log(np.maximum(values, tiny)).mean(axis=1, keepdims=True))
+        return joined
+
+    def values(self, read: Floats) -> Floats:
+        """Return the explained score of each target in each row that was read, shape (rows, targets)."""
+        values = self.explained.score(read)
+        return values.sum(axis=1, keepdims=True) if self.joint else values
+
+    def groups(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Yield the targets that see the same players, and those players; targets that see none are left out."""
+        patterns, place = np.unique(self.valid, axis=0, return_inverse=True)
+        for k, pattern in enumerate(patterns):
+            if pattern.any():
+                yield np.flatnonzero(place.ravel() == k), np.flatnonzero(pattern)
+
+    def ranks(self, target: int, players: npt.NDArray[np.int64]) -> Ranks:
+        """Return the rank of each of these players for a target, ties by position, shape (players,)."""
+        return ranks_of(-self.scores[target, players])
+
+    def random_orders(self, n_random: int, seed: int) -> Ranks:
+        """Return random ranks of the players, each followed by its reverse, shape (n_random, players).
+
+        They depend on the seed and the text alone. Deleting along an order visits the coalitions of inserting along its
+        reverse: so one set of rows serves every metric.
+        """
+        rng = self.game.generator(seed)
+        drawn = np.stack([rng.permutation(self.n_players) for _ in range((n_random + 1) // 2)])
+        pairs = np.stack([drawn, self.n_players - 1 - drawn], axis=1)
+        return pairs.reshape(-1, self.n_players)[:n_random]
+
+    def permuted(self, orders: Ranks) -> Floats:
+        """Return the scores permuted among the players that each target sees, shape (orders, targets, players)."""
+        shuffled = np.zeros((len(orders), *self.scores.shape))
+        for targets, players in self.groups():
+            places = players[ranks_of(orders[:, players])]
+            for k, row in enumerate(places):
+                shuffled[k][np.ix_(targets, players)] = self.scores[np.ix_(targets, row)]
+        return shuffled
+
+
+def ranks_of(keys: npt.NDArray[np.generic]) -> Ranks:
+    """Return the place of each key in ascending order, ties by position, shape (..., n)."""
+    order = np.argsort(keys, axis=-1, kind="stable")
+    return np.argsort(order, axis=-1, kind="stable")
+
+
+def subjects_of(
+    explanations: AttributionSet, model: TextModel, replacement: str | int, *, joint: bool = False
+) -> Iterator[Subject]:
+    """Tie explanations to the model that is to judge them.
+
+    Raises:
+        InputError: explanations whose elements or classes are not those of this model.
+    """
+    resolved = Replacement.resolve(replacement, model)
+    encodings = model.encode(item.text for item in explanations)
+    for encoding, item in zip(encodings, explanations, strict=True):
+        granularity = Granularity.parse(item.parameters.get("granularity", "word"))
+        elements = encoding.elements(granularity)
+        if not np.array_equal(elements.spans, item.spans):
+            raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")
+        game = Game(encoding, elements, resolved)
+        explained, probability = _objectives(item, model)
+        valid = ~np.isnan(item.scores)
+        scores = np.where(valid, item.scores, 0.0)
+        if joint and len(scores):
+            scores, valid = scores.sum(axis=0, keepdims=True), valid.any(axis=0, keepdims=True)
+        yield Subject(game, item, scores, valid, explained, probability, joint)
+
+
+def _objectives(item: Attribution, model: TextModel) -> tuple[ClassObjective, ClassObjective]:
+    """Return what maps the model's logits to the explained scores, and to probabilities."""
+    regression = len(model.labels) == 1 and not is_multi_label(model)
+    for target in item.targets:
+        if target.id >= len(model.labels) or model.labels[target.id] != target.name:
+            raise InputError(f"text {item.index} explains the class {target.name!r}, which {model.name!r} lacks")
+    mode = InferenceMode.parse(item.parameters.get("inference_mode", "logits"))
+    explained = ClassObjective(tuple(target.id for target in item.targets), mode, is_multi_label(model))
+    return explained, replace(explained, mode=InferenceMode.LOGITS if regression else InferenceMode.SOFTMAX)
