@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from interpreto_mlops.attributions.base import as_integer, hidden
-from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
+from interpreto_mlops.attributions.metrics.results import Floats, MetricResult, MetricSet
 from interpreto_mlops.attributions.metrics.subjects import Subject, subjects_of
 from interpreto_mlops.attributions.results import AttributionSet
 from interpreto_mlops.errors import InputError
@@ -22,7 +22,7 @@ from interpreto_mlops.models.requests import Program
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Registry
 
-METRICS: Registry[type[Any]] = Registry("attribution metric")
+METRICS: Registry[type[Metric]] = Registry("attribution metric")
 """Every metric of attributions by its registry name."""
 
 _GRID = np.linspace(0.0, 1.0, 101)
@@ -51,7 +51,32 @@ Outcome = TextScore | str
 
 @dataclass(frozen=True, kw_only=True)
 class Metric(ABC):
-    """Scores explanations by what the model does: call it with an `AttributionSet`.
+    """Judges explanations: call it with an `AttributionSet`.
+
+    A class says its `name`, its direction, the `bounds` of its values, whether it is `costly` (many times the
+    evaluations of the others), and what it `needs` beside the model: nothing, the `explainer`, or human `rationales`.
+    """
+
+    name: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    bounds: ClassVar[tuple[float, float]]
+    costly: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name, as runs log them."""
+        hidden = ("model", "explainer", "rationales")
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
+
+    @abstractmethod
+    def __call__(self, explanations: AttributionSet, *, progress: bool | None = False) -> MetricResult | MetricSet:
+        """Judge the explanations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMetric(Metric):
+    """Scores explanations text by text, by what the model does: call it with an `AttributionSet`.
 
     Each text is also scored under random rankings (for metrics of scores: with its scores permuted among its elements),
     the same ones for every method and metric.
@@ -68,12 +93,6 @@ class Metric(ABC):
         InputError: a parameter that cannot be used.
     """
 
-    name: ClassVar[str]
-    higher_is_better: ClassVar[bool]
-    bounds: ClassVar[tuple[float, float]]
-    costly: ClassVar[bool] = False
-    needs: ClassVar[str] = ""
-
     model: TextModel = field(kw_only=False, repr=False)
     replacement: str | int = "auto"
     n_random: int = 20
@@ -86,11 +105,6 @@ class Metric(ABC):
         object.__setattr__(self, "n_random", as_integer("n_random", self.n_random, 1))
         object.__setattr__(self, "seed", as_integer("seed", self.seed, 0))
         Replacement.resolve(self.replacement, self.model)
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters by name, as runs log them."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model"}
 
     @property
     def grid(self) -> Floats:
@@ -162,7 +176,7 @@ class Metric(ABC):
 
 
 def score_together(
-    metrics: Sequence[Metric], explanations: AttributionSet, *, progress: bool | None = False
+    metrics: Sequence[TextMetric], explanations: AttributionSet, *, progress: bool | None = False
 ) -> list[MetricResult]:
     """Score explanations by several metrics of one model in one pass; what they have in common is evaluated once.
 
@@ -180,8 +194,7 @@ def score_together(
     before = engine.counters.copy()
     views = zip(*(metric.subjects(explanations) for metric in metrics), strict=True)
     programs = (
-        side_by_side([metric.checked_program(view) for metric, view in zip(metrics, row, strict=True)])
-        for row in views
+        side_by_side([metric.checked_program(view) for metric, view in zip(metrics, row, strict=True)]) for row in views
     )
     title = metrics[0].name if len(metrics) == 1 else f"{len(metrics)} metrics"
     run = tqdm(
@@ -189,9 +202,7 @@ def score_together(
     )
     outcomes = list(run)
     counters = engine.counters.since(before).as_dict()
-    return [
-        metric.result(explanations, [row[k] for row in outcomes], counters) for k, metric in enumerate(metrics)
-    ]
+    return [metric.result(explanations, [row[k] for row in outcomes], counters) for k, metric in enumerate(metrics)]
 
 
 def side_by_side(programs: Sequence[Program[R]]) -> Program[list[R]]:

@@ -52,7 +52,7 @@ class _Curve(FaithfulnessMetric):
     @property
     def grid(self) -> Floats:
         """The whole per cents up to `max_fraction`, as shares, shape (points,)."""
-        return _GRID[_GRID <= self.max_fraction + 1e-9]
+        return _GRID[: 1 + int(100 * self.max_fraction + 1e-9)]
 
     def shares(self, n: int) -> Floats:
         """Return the share of changed elements at each point, shape (points,)."""
@@ -80,8 +80,8 @@ class Deletion(_Curve):
     Source: Petsiuk et al. 2018, RISE (arXiv 1806.07421), section 4.2.
 
     Arguments:
-        max_fraction: the share of the elements at which the curve stops (rounded up to whole elements). The area is over
-            the true share, so that of a shorter curve is smaller.
+        max_fraction: the share of the elements at which the curve stops, rounded up to whole elements. The area is over
+            the true shares, so that of a shorter curve is smaller.
     """
 
     name: ClassVar[str] = "deletion"
@@ -100,8 +100,8 @@ class Insertion(_Curve):
     Source: Petsiuk et al. 2018, RISE (arXiv 1806.07421), section 4.2.
 
     Arguments:
-        max_fraction: the share of the elements at which the curve stops (rounded up to whole elements). The area is over
-            the true share, so that of a shorter curve is smaller.
+        max_fraction: the share of the elements at which the curve stops, rounded up to whole elements. The area is over
+            the true shares, so that of a shorter curve is smaller.
     """
 
     name: ClassVar[str] = "insertion"

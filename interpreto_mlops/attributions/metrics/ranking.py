@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from interpreto_mlops.attributions.base import Presence
-from interpreto_mlops.attributions.metrics.base import Metric, Outcome, TextScore
+from interpreto_mlops.attributions.metrics.base import Outcome, TextMetric, TextScore
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.metrics.subjects import Ranks, Subject, ranks_of
 from interpreto_mlops.models.requests import Program
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaithfulnessMetric(Metric):
+class FaithfulnessMetric(TextMetric):
     """Scores rankings by the probability of what is explained, with some of the first or last elements absent.
 
     Elements are ranked by signed score, highest first, ties by position. Each text is also scored under random

@@ -192,7 +192,9 @@ class SanityResult(MetricResult):
         """Return one row a depth: mean signed and absolute correlation over texts, with their bands."""
         signed, absolute = ([_mean(row) for row in rows] for rows in (self.signed, self.absolute))
         columns = {"depth": np.arange(len(self.depths)), "randomised": list(self.depths), "signed": signed}
-        bands = dict(zip(("low", "high", "absolute_low", "absolute_high"), (*self.band, *self.absolute_band), strict=True))
+        bands = dict(
+            zip(("low", "high", "absolute_low", "absolute_high"), (*self.band, *self.absolute_band), strict=True)
+        )
         return pd.DataFrame({**columns, "absolute": absolute, **bands})
 
 

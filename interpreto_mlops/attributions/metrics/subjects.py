@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from interpreto_mlops.attributions.base import Game, Presence
 from interpreto_mlops.attributions.metrics.results import Floats
@@ -14,12 +15,16 @@ from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.objectives import ClassObjective, InferenceMode, is_multi_label
 from interpreto_mlops.models.replacement import Replacement
-from interpreto_mlops.models.requests import ScoreRequest
+from interpreto_mlops.models.requests import EmbeddingRequest, ScoreRequest
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Granularity
 
 Ranks = npt.NDArray[np.int64]
 """The place of each element in a ranking, 0 for the highest score, shape (..., elements)."""
+
+
+Points = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Maps a text's embeddings, shape (1, tokens, width), and the numbers of points to those points."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,18 @@ class Subject:
         """Why this text cannot be scored, or None."""
         return None if self.n_targets and self.valid.any() else "no elements"
 
+    @property
+    def player_of_token(self) -> npt.NDArray[np.int64]:
+        """The player of each token, `NO_ELEMENT` for tokens that are never perturbed, shape (tokens,)."""
+        return self.game.elements.of_token
+
     def request(self, present: Presence) -> ScoreRequest:
         """Ask for coalitions, shape (rows, players)."""
         return self.game.request(present)
+
+    def at_points(self, points: Points, n_points: int) -> EmbeddingRequest:
+        """Ask for points in the embedding space that are made from the text's own embeddings."""
+        return EmbeddingRequest(self.game.encoding, self.game.encoding.ids[None], points, n_points)
 
     def probabilities(self, read: Floats) -> Floats:
         """Return each target's probability in each row that was read, shape (rows, targets)."""
@@ -135,7 +149,7 @@ def subjects_of(
         valid = ~np.isnan(item.scores)
         scores = np.where(valid, item.scores, 0.0)
         if joint and len(scores):
-            scores, valid = scores.sum(axis=0, keepdims=True), valid.any(axis=0, keepdims=True)
+            scores, valid = scores.sum(axis=0)[None], np.atleast_2d(valid.any(axis=0))
         yield Subject(game, item, scores, valid, explained, probability, joint)
 
 
