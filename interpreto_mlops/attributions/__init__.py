@@ -7,9 +7,14 @@ from interpreto_mlops.attributions.results import Attribution, AttributionSet, T
 from interpreto_mlops.registry import discover
 
 if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are found below
+    from interpreto_mlops.attributions.methods.banzhaf import Banzhaf as Banzhaf
     from interpreto_mlops.attributions.methods.integrated_gradients import IntegratedGradients as IntegratedGradients
     from interpreto_mlops.attributions.methods.kernel_shap import KernelShap as KernelShap
+    from interpreto_mlops.attributions.methods.lime import Lime as Lime
     from interpreto_mlops.attributions.methods.occlusion import Occlusion as Occlusion
+    from interpreto_mlops.attributions.methods.rise import Rise as Rise
+    from interpreto_mlops.attributions.methods.shapley_sampling import ShapleySampling as ShapleySampling
+    from interpreto_mlops.attributions.methods.sobol import Sobol as Sobol
 
 discover("interpreto_mlops.attributions.methods")
 globals().update({method.__name__: method for _, method in METHODS.items()})

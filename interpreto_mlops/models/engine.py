@@ -230,7 +230,8 @@ class _Work:
         task = _Task(request, slot, missing=len(request.rows), output=[None] * len(request.rows))
         self.engine.counters.evaluations_asked += len(request.rows)
         for place, ids in enumerate(request.rows):
-            key = self._key(request, ids)
+            readout = request.readout_of(place)
+            key = self._key(request.encoding, ids, readout)
             if (known := self.table.get(key)) is not None:
                 self.table.move_to_end(key)
                 task.output[place] = known
@@ -238,15 +239,14 @@ class _Work:
             elif (row := self.pending.get(key)) is not None:
                 row.waiters.append((task, place))
             else:
-                row = _Row(len(ids), request.encoding, request.readout, ids, key, [(task, place)])
+                row = _Row(len(ids), request.encoding, readout, ids, key, [(task, place)])
                 self.pending[key] = row
                 self._wait(row)
         return task
 
-    def _key(self, request: ScoreRequest, ids: Ids) -> bytes:
+    def _key(self, encoding: Encoding, ids: Ids, readout: Readout) -> bytes:
         """Name a row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
-        encoding = request.encoding
-        digest = hashlib.blake2b(f"{request.readout!r}:{len(ids)}:".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{readout!r}:{len(ids)}:".encode(), digest_size=16)
         digest.update(ids.tobytes())
         if encoding.token_type_ids is not None:
             digest.update(encoding.token_type_ids[: len(ids)].tobytes())
@@ -303,21 +303,21 @@ class _Work:
             (self._run_scores, self._run_points, self._run_gradients)[batch[0].stage](batch)
 
     def _run_scores(self, batch: list[_Row]) -> None:
-        encodings = [row.encoding for row in batch]
+        encodings, readouts = [row.encoding for row in batch], [row.readout for row in batch]
+        kind = type(readouts[0])
+        seen = [self.model.ids_to_show(row.encoding.ids, row.ids) for row in batch]
         with torch.inference_mode():
-            inputs = self.model.inputs(encodings, [row.ids for row in batch])
-            seen = [self.model.ids_to_show(row.encoding.ids, row.ids) for row in batch]
-            read_from = type(batch[0].readout).read
-            readouts = [row.readout for row in batch]
+            inputs = kind.inputs(self.model, encodings, seen, readouts)
             if all(shown is row.ids for shown, row in zip(seen, batch, strict=True)):
-                read = read_from(self.model, inputs, readouts)
+                read = kind.read(self.model, inputs, readouts)
             else:
-                with self.model.embeddings_replaced(self.model.embed(inputs["input_ids"])):
-                    read = read_from(self.model, self.model.inputs(encodings, seen), readouts)
+                with kind.embeddings_replaced(self.model, self._embedded(batch), readouts):
+                    read = kind.read(self.model, inputs, readouts)
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
             assert row.key is not None
+            value = value[: row.readout.width]
             self.table[row.key] = value
             del self.pending[row.key]
             for task, place in row.waiters:
@@ -325,37 +325,48 @@ class _Work:
         while len(self.table) > _TABLE_ROWS:
             self.table.popitem(last=False)
 
+    def _embedded(self, batch: list[_Row]) -> torch.Tensor:
+        """Return the embeddings of the rows' own ids, shape (rows, tokens, width)."""
+        ids = [torch.from_numpy(row.ids.copy()).to(self.model.device)[None] for row in batch]
+        blocks = [row.readout.embed(self.model, each) for row, each in zip(batch, ids, strict=True)]
+        return padded(blocks, max(len(row.ids) for row in batch))
+
     def _run_points(self, batch: list[_Row]) -> None:
         batch, groups = _by_request(batch)
         readouts = [row.readout for row in batch]
+        kind = type(readouts[0])
         with torch.inference_mode():
-            inputs = self.model.inputs([row.encoding for row in batch])
+            inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
             points = padded(
-                [scores.points(numbers) for scores, numbers in groups.items()], inputs["input_ids"].shape[1]
+                [scores.points(numbers) for scores, numbers in groups.items()], max(row.length for row in batch)
             )
-            with self.model.embeddings_replaced(points):
-                read = type(readouts[0]).read(self.model, inputs, readouts)
+            with kind.embeddings_replaced(self.model, points, readouts):
+                read = kind.read(self.model, inputs, readouts)
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
-            row.waiters[0][0].output.read[row.point] = value
+            row.waiters[0][0].output.read[row.point] = value[: row.readout.width]
 
     def _run_gradients(self, batch: list[_Row]) -> None:
         batch, groups = _by_request(batch)
         readouts = [row.readout for row in batch]
         with torch.inference_mode(False), torch.enable_grad():
-            inputs = self.model.inputs([row.encoding for row in batch])
-            leaf = padded([sums.points(points) for sums, points in groups.items()], inputs["input_ids"].shape[1])
+            kind = type(readouts[0])
+            inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
+            leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
             leaf.requires_grad_(True)
-            with self.model.embeddings_replaced(leaf):
-                read = type(readouts[0]).read(self.model, inputs, readouts)
+            with kind.embeddings_replaced(self.model, leaf, readouts):
+                read = kind.read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
 
     def _differentiate(self, groups: dict[GradientSums, list[int]], leaf: torch.Tensor, read: torch.Tensor) -> None:
         """One backward pass for the first targets of all texts, one for the second, and so on."""
         blocks = torch.split(read, [len(points) for points in groups.values()])
-        scalars = [sums.request.objective(block) for sums, block in zip(groups, blocks, strict=True)]
+        scalars = [
+            sums.request.objective(block[:, : sums.request.readout.width])
+            for sums, block in zip(groups, blocks, strict=True)
+        ]
         most = max(block.shape[1] for block in scalars)
         gradients: list[torch.Tensor] = []
         for target in range(most):

@@ -27,7 +27,7 @@ class PointScores:
         """Return some points, shape (numbers, tokens, width), in the model's dtype."""
         if self.anchors is None:
             ids = torch.from_numpy(np.array(self.request.anchors)).to(self.model.device)
-            self.anchors = self.model.embed(ids).detach().clone()
+            self.anchors = self.request.readout.embed(self.model, ids).detach().clone()
         chosen = torch.as_tensor(numbers, device=self.anchors.device)
         return self.request.points(self.anchors, chosen).detach().to(self.anchors.dtype)
 

@@ -31,12 +31,11 @@ class Lengths(Attributor):
 
 @pytest.fixture(scope="module")
 def reviews(cebab_reviews):
-    return cebab_reviews["text"].tolist()[:24]
+    return cebab_reviews["text"].tolist()[:340:17]
 
 
-@pytest.mark.parametrize("inference_mode", ["logits", "softmax"])
-def test_gradients_fall_to_the_band_on_a_trained_model(cebab_model, reviews, inference_mode):
-    explainer = IntegratedGradients(cebab_model, n_nodes=8, inference_mode=inference_mode)
+def test_gradients_fall_to_the_band_on_a_trained_model(cebab_model, reviews):
+    explainer = IntegratedGradients(cebab_model, n_nodes=8)
     explanations = explainer(reviews)
     state = {name: value.clone() for name, value in cebab_model.model.state_dict().items()}
     random = torch.random.get_rng_state()
@@ -55,8 +54,9 @@ def test_gradients_fall_to_the_band_on_a_trained_model(cebab_model, reviews, inf
     assert frame["signed"][0] == pytest.approx(1)
     assert frame["absolute"][0] == pytest.approx(1)
     assert result.passes
-    assert result.band[0] < 0 < result.band[1]
-    assert abs(result.mean) < 0.25
+    assert -0.2 < result.band[0] < 0 < result.band[1] < 0.2
+    others = [SanityCheck(explainer, seed=seed)(explanations).mean for seed in (1, 2)]
+    assert result.band[0] <= np.mean([result.mean, *others]) <= result.band[1]
     # The counters are those of the copy: the explanations of the four depths.
     assert result.counters["evaluations_run"] > 4 * len(reviews)
 
@@ -84,7 +84,7 @@ def test_the_check_is_the_same_again(cebab_model, reviews):
     first, again, other = (SanityCheck(explainer, n_random=20, seed=seed)(explanations) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.signed, again.signed)
     np.testing.assert_array_equal(first.random_draws, again.random_draws)
-    assert (first.signed[1:] != other.signed[1:]).all()
+    assert (first.signed[1:] != other.signed[1:]).mean() > 0.8
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

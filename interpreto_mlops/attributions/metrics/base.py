@@ -100,8 +100,8 @@ class TextMetric(Metric):
     joint: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, TextModel) or self.model.task != "classification":
-            raise InputError(f"{self.name} needs a TextModel with a sequence classifier, not {self.model!r}")
+        if not isinstance(self.model, TextModel) or self.model.task == "encoder":
+            raise InputError(f"{self.name} needs a TextModel with a classifier or a language model, not {self.model!r}")
         object.__setattr__(self, "n_random", as_integer("n_random", self.n_random, 1))
         object.__setattr__(self, "seed", as_integer("seed", self.seed, 0))
         Replacement.resolve(self.replacement, self.model)

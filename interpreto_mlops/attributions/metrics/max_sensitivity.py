@@ -11,12 +11,15 @@ import numpy.typing as npt
 import torch
 
 from interpreto_mlops.attributions.base import Attributor, as_integer
+from interpreto_mlops.attributions.game import Game
 from interpreto_mlops.attributions.metrics.base import METRICS, Outcome, TextMetric, side_by_side, text_score
 from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
 from interpreto_mlops.attributions.metrics.subjects import Subject
-from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.attributions.results import AttributionSet
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.encoding import Encoding
+from interpreto_mlops.models.questions import Question
+from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import (
     EmbeddingRequest,
     GradientRequest,
@@ -26,7 +29,7 @@ from interpreto_mlops.models.requests import (
     Result,
     ScoreRequest,
 )
-from interpreto_mlops.text.granularity import NO_ELEMENT
+from interpreto_mlops.text.granularity import NO_ELEMENT, Elements
 
 
 @METRICS.register("max_sensitivity")
@@ -74,7 +77,7 @@ class MaxSensitivity(TextMetric):
     def program(self, subject: Subject) -> Program[Outcome]:
         """Explain the text again at each move, and measure how far the scores went."""
         moved = yield from side_by_side([self._explained(subject, draw) for draw in range(self.n_draws)])
-        scores = np.stack([_players_scores(subject, item) for item in moved])
+        scores = np.stack([subject.scored(each).scores for each in moved])
         length = np.linalg.norm(subject.scores, axis=-1)
         if not length.any():
             return "zero scores"
@@ -85,17 +88,17 @@ class MaxSensitivity(TextMetric):
         relative = np.where(length > 0, distance / np.where(length > 0, length, 1.0), np.nan)
         return text_score(relative[0], relative[1:]) or "zero scores"
 
-    def _explained(self, subject: Subject, draw: int) -> Program[Attribution]:
-        """Explain the text with its embeddings moved."""
+    def _explained(self, subject: Subject, draw: int) -> Program[Floats]:
+        """Explain the text with its embeddings moved, shape (targets, elements)."""
         encoding = subject.game.encoding
         shift = _Shift(encoding, subject.player_of_token != NO_ELEMENT, self.radius, (encoding.seed(self.seed), draw))
-        program = self.explainer._program(encoding, tuple(target.id for target in subject.item.targets))
+        program = explained_again(self.explainer, subject.game.question, subject.game.elements)
         gradients, answers = False, None
         while True:
             try:
                 requests = program.send(answers)  # type: ignore[arg-type]
             except StopIteration as stop:
-                explained: Attribution = stop.value
+                explained: Floats = stop.value
                 break
             gradients |= any(isinstance(request, GradientRequest) for request in requests)
             moves = [shift.request(request) for request in requests]
@@ -162,7 +165,7 @@ class _Shift:
             self.encoding.ids[None],
             lambda anchors, numbers: self.moved(anchors)[:1].expand(len(numbers), -1, -1),
             1,
-            request.readout,
+            request.readout_of(int(whole.argmax())),
         )
         others = [row for row, is_text in zip(request.rows, whole, strict=True) if not is_text]
         if not others:
@@ -173,17 +176,19 @@ class _Shift:
             out[whole], out[~whole] = results
             return out
 
-        return [text, replace(request, rows=others)], join
+        readouts = [request.readout_of(place) for place in np.flatnonzero(~whole).tolist()]
+        return [text, replace(request, rows=others, readout=readouts)], join
 
 
 def _only(results: list[Result]) -> Result:
     return results[0]
 
 
-def _players_scores(subject: Subject, item: Attribution) -> Floats:
-    """Return the scores of another explanation of the text as the subject has its own, shape (targets, players)."""
-    scores = np.nan_to_num(item.scores)
-    return scores.sum(axis=0, keepdims=True) if subject.joint else scores
+def explained_again(explainer: Attributor, question: Question, elements: Elements) -> Program[Floats]:
+    """Explain the same question once more, on the explainer's model; return the scores, shape (targets, elements)."""
+    game = Game(question, elements, Replacement.resolve(explainer.replacement, explainer.model))
+    estimate = yield from explainer._run(game)
+    return game.matrix(estimate.scores)
 
 
 def check_explainer(name: str, explainer: Any) -> None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,13 @@ from tqdm import tqdm
 from interpreto_mlops.attributions.base import Attributor, as_integer, hidden
 from interpreto_mlops.attributions.metrics.base import METRICS, Metric, nan_mean, share_beaten
 from interpreto_mlops.attributions.metrics.game_metrics import pearson
-from interpreto_mlops.attributions.metrics.max_sensitivity import check_explainer, check_method
+from interpreto_mlops.attributions.metrics.max_sensitivity import (
+    check_explainer,
+    check_method,
+    explained_again,
+)
 from interpreto_mlops.attributions.metrics.results import Floats, SanityResult
+from interpreto_mlops.attributions.recall import recalled
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.models.splitting import block_paths
 from interpreto_mlops.models.text_model import TextModel
@@ -32,7 +37,8 @@ class SanityCheck(Metric):
     On a copy of the model, weights are drawn anew from the head downwards, block by block, and each text is explained
     again at every depth, for the same target. `SanityResult.by_depth()` is the figure. Attention rollout and RFEM do
     not see the class: there this checks the attention alone. Where input and output embeddings are the same weights,
-    the head is drawn anew with the embeddings, last.
+    the head is drawn anew with the embeddings, last. All texts share one random model, so that their correlations go
+    together: near the edge of the band, repeat with other seeds.
     Source: Adebayo et al. 2018 (arXiv 1810.03292), section 3 (cascading randomisation).
 
     Arguments:
@@ -69,13 +75,16 @@ class SanityCheck(Metric):
         check_method(self.name, self.explainer, explanations)
         skipped = [_reason(item) for item in explanations]
         kept = [item for item, reason in zip(explanations, skipped, strict=True) if reason is None]
+        first = [item.scores for item in kept]
         model, explainer = self._copy()
         steps = cascade(model)
-        depths, found = ["nothing"], [kept]
+        depths, found = ["nothing"], [first]
         for name, modules in tqdm(steps, desc=self.name, unit="depth", disable=hidden(progress), leave=False):
             reinitialise(model, modules, self.seed + len(depths))
             depths.append(name)
-            found.append(_explained_again(explainer, kept))
+            asked = recalled(model, kept)
+            programs = (explained_again(explainer, question, elements) for _, question, elements in asked)
+            found.append(list(model.engine.run(programs)))
         counters = model.engine.counters.as_dict()
         return self._result(explanations, skipped, depths, found, counters)
 
@@ -89,7 +98,7 @@ class SanityCheck(Metric):
         explanations: AttributionSet,
         skipped: Sequence[str | None],
         depths: list[str],
-        found: list[list[Attribution]],
+        found: list[list[Floats]],
         counters: dict[str, float],
     ) -> SanityResult:
         places = np.flatnonzero([reason is None for reason in skipped])
@@ -97,10 +106,9 @@ class SanityCheck(Metric):
         random = np.full((2, len(skipped), self.n_random), np.nan)
         for k, place in enumerate(places):
             first = found[0][k]
-            for depth, items in enumerate(found):
-                signed[depth, place] = rank_correlation(first.scores, items[k].scores)
-                absolute[depth, place] = rank_correlation(np.abs(first.scores), np.abs(items[k].scores))
-            random[:, place] = self._permuted(first)
+            for depth, scores in enumerate(found):
+                signed[depth, place], absolute[depth, place] = _both(first, scores[k])
+            random[:, place] = self._permuted(explanations[int(place)])
         values = signed[-1]
         better = [share_beaten(-abs(value), -np.abs(row)) for value, row in zip(values, random[0], strict=True)]
         reasons = [reason for reason in skipped if reason is not None]
@@ -131,11 +139,13 @@ class SanityCheck(Metric):
         """Return the correlations with the item's own scores permuted, signed and absolute, shape (2, n_random)."""
         digest = hashlib.sha256(f"{self.seed}:{item.text}".encode(errors="surrogatepass")).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:7], "big"))
-        rows = []
-        for _ in range(self.n_random):
-            scores = np.stack([_shuffled(row, rng) for row in item.scores])
-            rows.append((rank_correlation(item.scores, scores), rank_correlation(np.abs(item.scores), np.abs(scores))))
-        return np.asarray(rows).T
+        drawn = (np.stack([_shuffled(row, rng) for row in item.scores]) for _ in range(self.n_random))
+        return np.asarray([_both(item.scores, scores) for scores in drawn]).T
+
+
+def _both(first: Floats, second: Floats) -> tuple[float, float]:
+    """Return the rank correlation of scores and of absolute scores."""
+    return rank_correlation(first, second), rank_correlation(np.abs(first), np.abs(second))
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
@@ -212,16 +222,10 @@ def _draw_like(parameter: torch.nn.Parameter) -> None:
         parameter.copy_(parameter[torch.randperm(len(parameter), device=parameter.device)])
 
 
-def _explained_again(explainer: Attributor, items: Sequence[Attribution]) -> list[Attribution]:
-    """Explain the same texts for the same targets, in order."""
-    targets: list[Any] = [[target.id for target in item.targets] for item in items]
-    return list(explainer([item.text for item in items], targets)) if items else []
-
-
 def _reason(item: Attribution) -> str | None:
     if len(item) == 0 or not item.targets:
         return "no elements"
-    if len(item) == 1:
+    if (item.valid.sum(axis=1) < 2).all():
         return "a single element"
     return "constant scores" if np.isnan(rank_correlation(item.scores, item.scores)) else None
 

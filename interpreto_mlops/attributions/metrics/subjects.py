@@ -9,15 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from interpreto_mlops.attributions.base import Game, Presence
+from interpreto_mlops.attributions.game import Game, Presence
 from interpreto_mlops.attributions.metrics.results import Floats
+from interpreto_mlops.attributions.recall import recalled
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
-from interpreto_mlops.errors import InputError
-from interpreto_mlops.models.objectives import ClassObjective, InferenceMode, is_multi_label
+from interpreto_mlops.models.objectives import InferenceMode, Objective
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import EmbeddingRequest, ScoreRequest
 from interpreto_mlops.models.text_model import TextModel
-from interpreto_mlops.text.granularity import Granularity
 
 Ranks = npt.NDArray[np.int64]
 """The place of each element in a ranking, 0 for the highest score, shape (..., elements)."""
@@ -36,8 +35,6 @@ class Subject:
         item: the explanation.
         scores: of each target's players, 0 where a target cannot see one, shape (targets, players).
         valid: which players a target can see, shape (targets, players).
-        explained: maps what was read to the scores that were explained.
-        probability: maps what was read to the targets' probabilities.
         joint: whether all targets make one: scores summed, probabilities averaged geometrically.
     """
 
@@ -45,9 +42,16 @@ class Subject:
     item: Attribution
     scores: Floats
     valid: npt.NDArray[np.bool_]
-    explained: ClassObjective
-    probability: ClassObjective
     joint: bool = False
+
+    @classmethod
+    def of(cls, item: Attribution, game: Game, *, joint: bool) -> Subject:
+        """Return an explanation's scores of a game's players."""
+        return cls(game, item, *_visible(item.scores[:, game.players], joint), joint)
+
+    def scored(self, scores: Floats) -> Subject:
+        """Return the text with other scores of its elements, shape (targets, elements)."""
+        return replace(self, scores=_visible(scores[:, self.game.players], self.joint)[0])
 
     @property
     def n_targets(self) -> int:
@@ -67,7 +71,7 @@ class Subject:
     @property
     def player_of_token(self) -> npt.NDArray[np.int64]:
         """The player of each token, `NO_ELEMENT` for tokens that are never perturbed, shape (tokens,)."""
-        return self.game.elements.of_token
+        return self.game.of_token
 
     def request(self, present: Presence) -> ScoreRequest:
         """Ask for coalitions, shape (rows, players)."""
@@ -75,11 +79,12 @@ class Subject:
 
     def at_points(self, points: Points, n_points: int) -> EmbeddingRequest:
         """Ask for points in the embedding space that are made from the text's own embeddings."""
-        return EmbeddingRequest(self.game.encoding, self.game.encoding.ids[None], points, n_points)
+        encoding = self.game.encoding
+        return EmbeddingRequest(encoding, encoding.ids[None], points, n_points, self.game.question.readout)
 
     def probabilities(self, read: Floats) -> Floats:
         """Return each target's probability in each row that was read, shape (rows, targets)."""
-        values = self.probability.score(read)
+        values = self._objective(read, InferenceMode.SOFTMAX).probability.score(read)
         if not self.joint:
             return values
         tiny = np.finfo(np.float64).tiny
@@ -88,8 +93,12 @@ class Subject:
 
     def values(self, read: Floats) -> Floats:
         """Return the explained score of each target in each row that was read, shape (rows, targets)."""
-        values = self.explained.score(read)
+        mode = InferenceMode.parse(self.item.parameters.get("inference_mode", "logits"))
+        values = self._objective(read, mode).score(read)
         return values.sum(axis=1, keepdims=True) if self.joint else values
+
+    def _objective(self, read: Floats, mode: InferenceMode) -> Objective:
+        return self.game.question.settle(read[0], mode)
 
     def groups(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Yield the targets that see the same players, and those players; targets that see none are left out."""
@@ -134,31 +143,23 @@ def subjects_of(
 ) -> Iterator[Subject]:
     """Tie explanations to the model that is to judge them.
 
+    Of a continuation the prompt alone is perturbed: its own token ids stay.
+
     Raises:
         InputError: explanations whose elements or classes are not those of this model.
     """
     resolved = Replacement.resolve(replacement, model)
-    encodings = model.encode(item.text for item in explanations)
-    for encoding, item in zip(encodings, explanations, strict=True):
-        granularity = Granularity.parse(item.parameters.get("granularity", "word"))
-        elements = encoding.elements(granularity)
-        if not np.array_equal(elements.spans, item.spans):
-            raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")
-        game = Game(encoding, elements, resolved)
-        explained, probability = _objectives(item, model)
-        valid = ~np.isnan(item.scores)
-        scores = np.where(valid, item.scores, 0.0)
-        if joint and len(scores):
-            scores, valid = scores.sum(axis=0)[None], np.atleast_2d(valid.any(axis=0))
-        yield Subject(game, item, scores, valid, explained, probability, joint)
+    for item, question, elements in recalled(model, explanations):
+        players = np.arange(len(elements))
+        if item.prompt_tokens is not None:
+            players = players[elements.ends()[1] < item.prompt_tokens]
+        yield Subject.of(item, Game(question, elements, resolved, players), joint=joint)
 
 
-def _objectives(item: Attribution, model: TextModel) -> tuple[ClassObjective, ClassObjective]:
-    """Return what maps the model's logits to the explained scores, and to probabilities."""
-    regression = len(model.labels) == 1 and not is_multi_label(model)
-    for target in item.targets:
-        if target.id >= len(model.labels) or model.labels[target.id] != target.name:
-            raise InputError(f"text {item.index} explains the class {target.name!r}, which {model.name!r} lacks")
-    mode = InferenceMode.parse(item.parameters.get("inference_mode", "logits"))
-    explained = ClassObjective(tuple(target.id for target in item.targets), mode, is_multi_label(model))
-    return explained, replace(explained, mode=InferenceMode.LOGITS if regression else InferenceMode.SOFTMAX)
+def _visible(scores: Floats, joint: bool) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Return scores with 0 for NaN, and where there was none, shape (targets, players) each; as one row if joint."""
+    valid = ~np.isnan(scores)
+    known = np.where(valid, scores, 0.0)
+    if joint and len(scores):
+        return known.sum(axis=0)[None], np.atleast_2d(valid.any(axis=0))
+    return known, valid
