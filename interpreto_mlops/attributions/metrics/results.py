@@ -93,6 +93,15 @@ class MetricResult:
         return float(self.gain / spread) if spread > 0 else float("nan")
 
     @property
+    def log_ratio(self) -> float:
+        """The logarithm of metric over random metric, NaN unless both are above 0: so soft metrics of continuations are told.
+
+        Source: Zhao & Shan 2024 (arXiv 2402.00794).
+        """
+        both = self.mean > 0 and self.random_mean > 0
+        return float(np.log(self.mean / self.random_mean)) if both else float("nan")
+
+    @property
     def diagnosticity(self) -> float:
         """The chance that the method's ranking beats a random one on a random text (Chan et al. 2022)."""
         return _mean(self.better_than_random)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +14,9 @@ from interpreto_mlops.attributions.base import as_integer
 from interpreto_mlops.attributions.metrics.base import METRICS, Outcome, TextMetric, text_score
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.metrics.subjects import Points, Subject
+from interpreto_mlops.models.distances import Distances
+from interpreto_mlops.models.questions import ContinuationQuestion
+from interpreto_mlops.models.readouts import TokenScores
 from interpreto_mlops.models.requests import Program
 from interpreto_mlops.text.granularity import NO_ELEMENT
 
@@ -39,7 +42,8 @@ class _Soft(TextMetric):
         """Return the metric.
 
         Arguments:
-            lost: max(0, p(text) − p(faded text)), mean over draws, shape (rankings, targets).
+            lost: max(0, p(text) − p(faded text)), or the distance of a continuation's distributions, mean over draws,
+                shape (rankings, targets).
             nothing: the same where every element's embedding is zero, shape (targets,).
         """
 
@@ -71,13 +75,42 @@ class _Soft(TextMetric):
         kept = np.where(subject.valid, self.kept(shares), 1.0).reshape(-1, players)
         chances = np.concatenate([np.repeat(kept, self.n_draws, axis=0), np.zeros((1, players))])
         points = _faded(subject, chances, self.n_draws, subject.game.encoding.seed(self.seed))
-        full, read = yield [
-            subject.request(np.ones((1, players), dtype=bool)),
-            subject.at_points(points, len(chances)),
-        ]
-        fallen = np.maximum(0.0, subject.probabilities(full) - subject.probabilities(read))
+        measure = _moved if isinstance(subject.game.question, ContinuationQuestion) else _fallen
+        fallen = yield from measure(subject, points, len(chances))
         each = fallen[:-1].reshape(rankings, targets, self.n_draws, targets).mean(axis=2)
         return each[:, np.arange(targets), np.arange(targets)], fallen[-1]
+
+
+def _fallen(subject: Subject, points: Points, n_points: int) -> Program[Floats]:
+    """Return max(0, p(text) − p(point)) of each target, shape (points, targets)."""
+    full, read = yield [
+        subject.request(np.ones((1, subject.n_players), dtype=bool)),
+        subject.at_points(points, n_points),
+    ]
+    lost: Floats = np.maximum(0.0, subject.probabilities(full) - subject.probabilities(read))
+    return lost
+
+
+def _moved(subject: Subject, points: Points, n_points: int) -> Program[Floats]:
+    """Return how far each target's next-token distributions move, the mean over its tokens, shape (points, targets)."""
+    game = subject.game
+    asked, output = game.question.readout, game.question.model.model.get_output_embeddings()
+    assert isinstance(asked, TokenScores)
+    lengths = [len(target.ids) for target in subject.item.targets]
+    # The places of contrasts come after those of the targets' own tokens, and are the same.
+    own = replace(asked, positions=asked.positions[: sum(lengths)], ids=asked.ids[: sum(lengths)])
+    roots = Distances(own, output.weight.shape[0])
+    (untouched,) = yield [subject.at_points(lambda anchors, numbers: anchors[:1], 1, roots)]
+    known = untouched.reshape(sum(lengths), -1).astype(np.float32)
+    (distances,) = yield [subject.at_points(points, n_points, replace(roots, known=known))]
+    starts, counts = (np.zeros(1, dtype=np.int64), [sum(lengths)]) if subject.joint else (_starts(lengths), lengths)
+    means: Floats = np.add.reduceat(distances, starts, axis=1) / np.asarray(counts)
+    return means
+
+
+def _starts(lengths: list[int]) -> npt.NDArray[np.int64]:
+    """Return where stretches of these lengths begin, shape (stretches,)."""
+    return np.cumsum(lengths) - lengths
 
 
 def _faded(subject: Subject, chances: Floats, n_draws: int, seed: int) -> Points:
@@ -123,8 +156,10 @@ class SoftSufficiency(_Soft):
 
     Scores are brought to [0, 1] in each text; each component of an element's embedding is kept with that chance, else
     zero. Soft-NS = max(0, S − S₀) / (1 − S₀), S = 1 − max(0, p(text) − p(faded)), S₀ with all elements zero. Texts with
-    constant scores, or whose elements carry nothing (S₀ = 1), are skipped.
-    Source: Zhao & Aletras 2023 (arXiv 2305.10496), section 3.
+    constant scores, or whose elements carry nothing (S₀ = 1), are skipped. Of a continuation, the loss is the Hellinger
+    distance of the next-token distributions, the mean over a target's tokens, and what is usually reported is the
+    result's `log_ratio` to permuted scores.
+    Source: Zhao & Aletras 2023 (arXiv 2305.10496), section 3; continuations: Zhao & Shan 2024 (arXiv 2402.00794).
 
     Arguments:
         n_draws: faded texts for each ranking, over which S is averaged.
@@ -148,7 +183,7 @@ class SoftComprehensiveness(_Soft):
     """Normalised soft comprehensiveness: what of the probability goes when elements fade that have high scores: high.
 
     As `SoftSufficiency`, with the chance 1 − score to be kept. Soft-NC = max(0, p(text) − p(faded)) / (1 − S₀).
-    Source: Zhao & Aletras 2023 (arXiv 2305.10496), section 3.
+    Source: Zhao & Aletras 2023 (arXiv 2305.10496), section 3; continuations: Zhao & Shan 2024 (arXiv 2402.00794).
 
     Arguments:
         n_draws: faded texts for each ranking, over which the loss is averaged.

@@ -15,7 +15,7 @@ from interpreto_mlops.attributions.recall import recalled
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.models.objectives import InferenceMode, Objective
 from interpreto_mlops.models.replacement import Replacement
-from interpreto_mlops.models.requests import EmbeddingRequest, ScoreRequest
+from interpreto_mlops.models.requests import EmbeddingRequest, Readout, ScoreRequest
 from interpreto_mlops.models.text_model import TextModel
 
 Ranks = npt.NDArray[np.int64]
@@ -77,10 +77,10 @@ class Subject:
         """Ask for coalitions, shape (rows, players)."""
         return self.game.request(present)
 
-    def at_points(self, points: Points, n_points: int) -> EmbeddingRequest:
+    def at_points(self, points: Points, n_points: int, readout: Readout | None = None) -> EmbeddingRequest:
         """Ask for points in the embedding space that are made from the text's own embeddings."""
-        encoding = self.game.encoding
-        return EmbeddingRequest(encoding, encoding.ids[None], points, n_points, self.game.question.readout)
+        encoding, asked = self.game.encoding, readout or self.game.question.readout
+        return EmbeddingRequest(encoding, encoding.ids[None], points, n_points, asked)
 
     def probabilities(self, read: Floats) -> Floats:
         """Return each target's probability in each row that was read, shape (rows, targets)."""
