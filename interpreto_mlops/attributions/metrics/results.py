@@ -94,7 +94,7 @@ class MetricResult:
 
     @property
     def log_ratio(self) -> float:
-        """The logarithm of metric over random metric, NaN unless both are above 0: so soft metrics of continuations are told.
+        """The logarithm of metric over random metric, as soft metrics of continuations are told; NaN unless both > 0.
 
         Source: Zhao & Shan 2024 (arXiv 2402.00794).
         """

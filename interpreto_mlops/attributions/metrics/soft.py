@@ -110,7 +110,8 @@ def _moved(subject: Subject, points: Points, n_points: int) -> Program[Floats]:
 
 def _starts(lengths: list[int]) -> npt.NDArray[np.int64]:
     """Return where stretches of these lengths begin, shape (stretches,)."""
-    return np.cumsum(lengths) - lengths
+    starts: npt.NDArray[np.int64] = np.cumsum(lengths) - np.asarray(lengths, dtype=np.int64)
+    return starts
 
 
 def _faded(subject: Subject, chances: Floats, n_draws: int, seed: int) -> Points:
