@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from interpreto_mlops.attributions import METHODS, AttributionSet, Attributor
-from interpreto_mlops.attributions.metrics import METRICS, MetricResult
+from interpreto_mlops.attributions.metrics import MetricResult, evaluate
 from interpreto_mlops.errors import InputError, TextWarning, UnknownNameError
 from interpreto_mlops.tracking.attribution_evidence import write_attributions
 from interpreto_mlops.tracking.runs import run
@@ -91,7 +91,7 @@ def _cell(job: Job, recipe: AttributeRecipe, explainer: Attributor) -> Attributi
         explanations = explainer(job.dataset.texts, recipe.target, progress=job.console.progress)
         if not any(len(item) for item in explanations):
             raise InputError(f"none of the {len(explanations)} texts of {job.dataset.name!r} has anything to attribute")
-        scores = _scores(job, recipe, explanations)
+        scores = _scores(job, recipe, explainer, explanations)
         with job.console.stage("tracking"):
             write_attributions(log, explanations, metrics=scores, model=job.model, dataset=job.dataset)
             log.write_recipe(one)
@@ -100,10 +100,14 @@ def _cell(job: Job, recipe: AttributeRecipe, explainer: Attributor) -> Attributi
     return AttributionCell(log.run_id, name, scores, explanations.seconds, explanations.counters)
 
 
-def _scores(job: Job, recipe: AttributeRecipe, explanations: AttributionSet) -> list[MetricResult]:
+def _scores(
+    job: Job, recipe: AttributeRecipe, explainer: Attributor, explanations: AttributionSet
+) -> list[MetricResult]:
     common: dict[str, Any] = {"replacement": recipe.replacement, "n_random": recipe.n_random, "seed": recipe.seed}
-    metrics = [METRICS.get(name)(job.model, **common) for name in recipe.metrics]
-    return [metric(explanations, progress=job.console.progress) for metric in metrics]
+    found = evaluate(
+        explanations, job.model, recipe.metrics, explainer=explainer, progress=job.console.progress, **common
+    )
+    return list(found.values())
 
 
 def _report_texts(job: Job, explanations: AttributionSet) -> None:
