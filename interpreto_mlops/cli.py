@@ -213,9 +213,7 @@ def run(recipe: str, quiet: bool) -> None:
         execute(load_recipe(recipe), command=_command(), console=console)
 
 
-def _execute(
-    values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()
-) -> None:
+def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()) -> None:
     with _said_plainly():
         console = _console(quiet)
         from interpreto_mlops.workflows.execute import execute

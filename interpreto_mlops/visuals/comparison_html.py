@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from interpreto_mlops.attributions.comparison import ALPHA, Comparison
 from interpreto_mlops.visuals import figures, page
 from interpreto_mlops.visuals.metric_names import metric_name
-from interpreto_mlops.visuals.page import number, signed
+from interpreto_mlops.visuals.page import MINUS, number
 from interpreto_mlops.visuals.report_html import Block, Cell, Column, Picture, Table
 
 _OPEN_PAIRS = 10
@@ -128,23 +128,25 @@ def pairs_table(comparison: Comparison) -> Table:
     significant, count = int((pairs["better"] != "").sum()), len(pairs)
     about = (
         "Difference of the means on the same texts; beneath, its 95 % bootstrap interval, and the p-value of a paired "
-        "sign-flip test after Holm's correction over the pairs of the metric. Marked where it is significant: "
-        "the name is that of the better method."
+        "sign-flip test after Holm's correction over the pairs of the metric. Where it is significant, "
+        "the better method is named: blue for the first, red for the second."
     )
     folded = f"{significant} of {count} paired differences between methods are significant"
     return Table(columns, rows, about, folded=folded, open=len(rows) <= _OPEN_PAIRS)
 
 
 def _pair_cell(row: Mapping[Any, Any]) -> Cell:
-    note = f"{signed(row['low'])} … {signed(row['high'])}\np {_p_value(row['p_holm'])}"
+    difference, low, high = (_fixed(row[name]) for name in ("difference", "low", "high"))
+    note = f"{low} … {high}\np {'< 0.001' if row['p_holm'] < 1e-3 else number(row['p_holm'])}"
     if not row["better"]:
-        return Cell(signed(row["difference"]), note=note)
+        return Cell(difference, note=note)
     tone = "first" if row["better"] == row["first"] else "second"
-    return Cell(signed(row["difference"]), note=f"{note} · {row['better']}", tone=tone)
+    return Cell(difference, note=f"{note} · {row['better']}", tone=tone)
 
 
-def _p_value(value: float) -> str:
-    return "< 0.001" if value < 1e-3 else number(value)
+def _fixed(value: float) -> str:
+    """Write a difference with as many decimals as its neighbours, however small it is."""
+    return number(value) if math.isnan(value) else f"{value:+.3f}".replace("-", MINUS)
 
 
 def render_fragment(comparison: Comparison) -> str:

@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from interpreto_mlops.attributions.comparison import pareto
 from interpreto_mlops.attributions.metrics.results import MetricResult
@@ -48,6 +49,9 @@ def attribution_figure(attribution: Attribution, target: int = 0, *, max_element
     """
     scores = attribution.scores[target]
     shown = _largest(scores, max_elements)
+    if getattr(attribution, "boundary", None) is not None:
+        # What comes after the target has no score, and that is no finding.
+        shown = [i for i in shown if not np.isnan(scores[i])]
     figure = _figure(6.4, 1.1 + 0.26 * max(len(shown), 1))
     axes = figure.add_subplot()
     errors = None if attribution.standard_error is None else attribution.standard_error[target][shown]
@@ -171,15 +175,35 @@ def _cost_panel(axes: Axes, rows: pd.DataFrame, methods: Sequence[str], cost: st
             axes.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.6, alpha=0.5, solid_capstyle="round")
         if ringed:
             axes.plot([x], [y], marker="o", ms=12, ls="", mfc="none", mec=_INK, mew=1.0, zorder=4)
-            axes.annotate(label, (x, y), xytext=(8, 6), textcoords="offset points", fontsize=7.5, color=_INK)
+            _name(axes, x, y, label, right=x * x > np.nanmin(costs) * np.nanmax(costs))
     front = np.flatnonzero(best)[np.argsort(costs[best], kind="stable")]
     axes.plot(costs[front], values[front], color=_INK, lw=0.8, ls=":", zorder=1)
     random = rows["random_mean"].mean()
     if np.isfinite(random):
         axes.axhline(random, color=UNKNOWN, lw=1.2, ls="--", zorder=1, label="random ranking (mean)")
     if np.isfinite(costs).any():
-        axes.set_xscale("log")
-        axes.margins(x=0.22, y=0.12)
+        _log_axis(axes, float(np.nanmin(costs)) / 2, float(np.nanmax(costs)) * 2)
+        axes.margins(y=0.14)
+
+
+def _name(axes: Axes, x: float, y: float, label: str, *, right: bool) -> None:
+    """Write a name beside its point, towards the middle of the panel."""
+    side, offset = ("right", -9) if right else ("left", 9)
+    written = axes.annotate(
+        label, (x, y), xytext=(offset, 7), textcoords="offset points", fontsize=7, color=_INK, ha=side, zorder=5
+    )
+    # Else the panel would be made narrower for a name that reaches over its edge.
+    written.set_in_layout(False)
+
+
+def _log_axis(axes: Axes, low: float, high: float) -> None:
+    """Make x logarithmic, with plain numbers; powers of ten are mathematics to matplotlib, which labels never are."""
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    wide = high / low > 30
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 3000 else (1.0, 3.0) if wide else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _look(place: int) -> tuple[str, str]:

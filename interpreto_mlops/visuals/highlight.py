@@ -13,6 +13,11 @@ from interpreto_mlops.visuals.page import number, signed
 
 _N_TOP = 5
 _FAINT = 0.1
+_WITHOUT_SCORE = {
+    "unknown": "no finite score",
+    "target": "what is explained",
+    "later": "comes after what is explained",
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Tone:
     """How one score is drawn.
 
     Arguments:
-        sign: `for`, `against`, `zero`, or `unknown` for a score that is NaN or infinite.
+        sign: `for`, `against`, `zero`, or `unknown` for a score that is NaN or infinite; of a continuation `target` for
+            where what is explained begins, and `later` for what comes after it.
         strength: 0 to 1, the score's size beside the largest of the text.
     """
 
@@ -30,7 +36,7 @@ class Tone:
     @property
     def colour(self) -> str:
         """The CSS colour, made from the page's variables so that it follows the light or dark scheme."""
-        if self.sign == "zero":
+        if self.sign in ("zero", "target", "later"):
             return "transparent"
         return "rgb(var(--unknown)/.3)" if self.sign == "unknown" else f"rgb(var(--{self.sign})/{self.opacity:.2f})"
 
@@ -49,20 +55,23 @@ class Piece:
         tones: one for each element here: none between elements, several where elements share characters.
         title: the scores in words.
         unseen: whether the model did not read it (the text was cut there).
+        begins: whether a model's continuation of the text begins here.
     """
 
     text: str
     tones: tuple[Tone, ...] = ()
     title: str = ""
     unseen: bool = False
+    begins: bool = False
 
     @property
     def css_class(self) -> str:
         """The sign of the element's score, and `faint` where it hardly counts; `shared` where there are several."""
+        begins = " begins" if self.begins else ""
         if len(self.tones) > 1:
-            return "shared"
+            return f"shared{begins}"
         tone = self.tones[0]
-        return f"{tone.sign} faint" if tone.strength < _FAINT else tone.sign
+        return f"{tone.sign}{' faint' if tone.strength < _FAINT else ''}{begins}"
 
     @property
     def style(self) -> str:
@@ -108,7 +117,8 @@ def highlight(attribution: Attribution, target: int = 0) -> Highlighted:
         target: the row of `attribution.scores`.
     """
     scores = attribution.scores[target]
-    tones, titles = _tones(scores), _titles(attribution, target)
+    tones = _tones(attribution, target)
+    titles = _titles(attribution, target, tones)
     placed = (attribution.spans[:, 0] < attribution.spans[:, 1]) & (attribution.spans[:, 1] <= len(attribution.text))
     order = np.flatnonzero(placed)[np.argsort(attribution.spans[placed, 0], kind="stable")]
     outside = tuple(Piece(attribution.elements[i], (tones[i],), titles[i]) for i in np.flatnonzero(~placed).tolist())
@@ -125,14 +135,16 @@ def highlight(attribution: Attribution, target: int = 0) -> Highlighted:
 def _pieces(
     attribution: Attribution, order: Sequence[int], tones: Sequence[Tone], titles: Sequence[str]
 ) -> Iterator[Piece]:
-    text, position = attribution.text, 0
+    text, position, boundary = attribution.text, 0, getattr(attribution, "boundary", None)
     for group in _overlapping(attribution, order):
         start = int(attribution.spans[group[0], 0])
         end = int(max(attribution.spans[i, 1] for i in group))
         if position < start:
             # A text cut on the left begins with what was not read; otherwise only white space comes before.
             yield Piece(text[position:start], unseen=attribution.truncated and position == 0)
-        yield Piece(text[start:end], tuple(tones[i] for i in group), "\n".join(titles[i] for i in group))
+        begins = boundary is not None and start >= boundary
+        boundary = None if begins else boundary
+        yield Piece(text[start:end], tuple(tones[i] for i in group), "\n".join(titles[i] for i in group), begins=begins)
         position = end
     if position < len(text):
         yield Piece(text[position:], unseen=attribution.truncated)
@@ -152,9 +164,21 @@ def _overlapping(attribution: Attribution, order: Sequence[int]) -> Iterator[lis
         yield group
 
 
-def _tones(scores: npt.NDArray[np.float64]) -> list[Tone]:
-    finite = np.isfinite(scores)
-    largest = float(np.abs(scores[finite]).max(initial=0.0))
+def _tones(attribution: Attribution, target: int) -> list[Tone]:
+    scores = attribution.scores[target]
+    tones = tones_of(scores, scores)
+    boundary = getattr(attribution, "boundary", None)
+    if boundary is not None:
+        # A cell is NaN from the element on that holds the target: it cannot speak for itself.
+        after = np.flatnonzero(np.isnan(scores) & (attribution.spans[:, 0] >= boundary)).tolist()
+        for place, i in enumerate(after):
+            tones[i] = Tone("later" if place else "target", 1.0)
+    return tones
+
+
+def tones_of(scores: npt.NDArray[np.float64], among: npt.NDArray[np.float64]) -> list[Tone]:
+    """Return the tone of each score, shape (n,), beside the largest of others (any shape)."""
+    largest = float(np.abs(among[np.isfinite(among)]).max(initial=0.0))
     return [_tone(float(score), largest) for score in scores]
 
 
@@ -166,14 +190,15 @@ def _tone(score: float, largest: float) -> Tone:
     return Tone("for" if score > 0 else "against", abs(score) / largest)
 
 
-def _titles(attribution: Attribution, target: int) -> list[str]:
+def _titles(attribution: Attribution, target: int, tones: Sequence[Tone]) -> list[str]:
     scores, n = attribution.scores[target], len(attribution)
+    known = int(np.isfinite(scores).sum())
     rank = np.empty(n, dtype=np.int64)
     rank[attribution.ranking(target)] = np.arange(1, n + 1)
     errors = None if attribution.standard_error is None else attribution.standard_error[target]
     return [
-        signed(scores[i]) + ("" if errors is None else f" ± {number(errors[i])}") + f" · rank {rank[i]} of {n}"
+        signed(scores[i]) + ("" if errors is None else f" ± {number(errors[i])}") + f" · rank {rank[i]} of {known}"
         if np.isfinite(scores[i])
-        else "no finite score"
+        else _WITHOUT_SCORE[tones[i].sign]
         for i in range(n)
     ]

@@ -129,6 +129,7 @@ def _logged(store: Store, model: TextModel, dataset: TextDataset, plan: Plan, pr
 
 def _command(plan: Plan) -> str:
     """Return the call as it could be typed, with every parameter."""
-    methods = ", ".join(map(repr, plan.methods.values()))
-    metrics = ", ".join(map(repr, plan.metrics))
-    return f"interpreto_mlops.compare_methods(model, texts, methods=[{methods}], metrics=[{metrics}])"
+    lines = ["interpreto_mlops.compare_methods(", "    model,", "    texts,"]
+    for name, given in (("methods", plan.methods.values()), ("metrics", plan.metrics)):
+        lines += [f"    {name}=[", *(f"        {each!r}," for each in given), "    ],"]
+    return "\n".join([*lines, ")"])
