@@ -23,7 +23,7 @@ from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.visuals.lettering import drawable, set_plainly
 from interpreto_mlops.visuals.metric_names import metric_name
-from interpreto_mlops.visuals.page import MINUS, arrow, number, signed
+from interpreto_mlops.visuals.page import MINUS, arrow, named, number, signed
 
 if TYPE_CHECKING:
     from interpreto_mlops.concepts.importance import ConceptImportance
@@ -232,8 +232,10 @@ def matrix_figure(attribution: Attribution, *, max_targets: int = 40, max_elemen
         image = axes.imshow(masked, cmap=_DIVERGING, norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
         bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
         bar.ax.tick_params(labelsize=7)
-    axes.set_yticks(range(n_rows), [drawable(target.name, 20) or " " for target in attribution.targets[:max_targets]])
-    names = [drawable(attribution.elements[i], 16) or " " for i in elements]
+    axes.set_yticks(
+        range(n_rows), [drawable(named(target.name), 20) or " " for target in attribution.targets[:max_targets]]
+    )
+    names = [drawable(named(attribution.elements[i]), 16) or " " for i in elements]
     axes.set_xticks(range(n_columns), names, rotation=90)
     boundary = getattr(attribution, "boundary", None)
     if boundary is not None and n_columns:

@@ -98,8 +98,13 @@ def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> 
         for label, method in methods.items()
     }
     metrics = build_metrics(model, recipe.metrics, scoring, recipe.options)
-    targets = recipe.target if dataset.targets is None else list(dataset.targets)
+    targets = recipe.target if dataset.targets is None else column_targets(dataset)
     return Plan(methods, metrics, {"targets": targets}, recipes)
+
+
+def column_targets(dataset: TextDataset) -> list[str | None] | None:
+    """Return what is to be explained in each text, None where the data do not say, or None where they never do."""
+    return None if dataset.targets is None else [target or None for target in dataset.targets]
 
 
 def _options(recipe: AttributeRecipe, names: Sequence[str]) -> dict[str, dict[str, Any]]:

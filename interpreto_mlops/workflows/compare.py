@@ -8,12 +8,12 @@ from typing import Any
 
 from interpreto_mlops.attributions import Attributor
 from interpreto_mlops.attributions.comparison import Comparison
-from interpreto_mlops.errors import DataError, InputError
+from interpreto_mlops.errors import DataError, InputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, configured_store
-from interpreto_mlops.workflows.attribute import AttributionCell, Plan, compared, explain
+from interpreto_mlops.workflows.attribute import AttributionCell, Plan, column_targets, compared, explain
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite
 from interpreto_mlops.workflows.reports import report_run, write_report
 from interpreto_mlops.workflows.together import Metric, build_methods, build_metrics, explain_together
@@ -81,12 +81,14 @@ def compare_methods(
         "seed": seed,
     }
     scoring = {"replacement": replacement, "n_random": n_random, "seed": seed}
-    known = dict(options or {})
-    given = dataset.targets if targets is None else targets
+    known, methods, metrics = dict(options or {}), _sequence(methods, "methods"), _sequence(metrics, "metrics")
+    names = [each for each in (*methods, *metrics) if isinstance(each, str)]
+    if unused := [name for name in known if name not in names]:
+        raise UnknownNameError("method in options", unused[0], names)
     plan = Plan(
-        build_methods(model, _sequence(methods, "methods"), common, known),
-        build_metrics(model, _sequence(metrics, "metrics"), scoring, known),
-        {"targets": given},
+        build_methods(model, methods, common, known),
+        build_metrics(model, metrics, scoring, known),
+        {"targets": column_targets(dataset) if targets is None else targets},
     )
     if store is None:
         return _in_memory(plan, dataset, progress)

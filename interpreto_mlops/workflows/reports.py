@@ -168,9 +168,9 @@ def _attribution_lead(comparison: Comparison) -> str:
     if n_methods == 1:
         return "One attribution method, scored beside random rankings."
     if len(first) == 1:
-        lead = f"{first[0]} has the best mean of {n_methods} methods by {by}."
+        lead = f"{first[0]} is the best of {n_methods} methods by {by}."
     else:
-        lead = f"{', '.join(first[:-1])} and {first[-1]} have the best means of {n_methods} methods, by {by} each."
+        lead = f"{', '.join(first[:-1])} and {first[-1]} are the best of {n_methods} methods, by {by} each."
     significant = int((comparison.pairs["better"] != "").sum())
     return f"{lead} {significant} of {len(comparison.pairs)} paired differences are significant."
 
