@@ -100,7 +100,7 @@ def test_options_of_methods_go_into_the_recipe_of_each_run(reviews, cebab_folder
     assert recipe["options"] == {"kernel_shap": {"n_perturbations": 20}, "comprehensiveness": {"bins": [0.5]}}
     result = invoke(
         *("concepts", "--model", cebab_folder, "--data", reviews, "--tracking-uri", uri, "--layers", 0),
-        *("--methods", "topk_sae", "--n-concepts", 8, "--seeds", 1, "--no-register"),
+        *("--methods", "topk_sae", "--n-concepts", 3, "--seeds", 1, "--no-register"),
         *("--option", "topk_sae.k=2", "--option", "topk_sae.n_epochs=1"),
     )
     assert result.exit_code == 0, result.output
