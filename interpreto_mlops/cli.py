@@ -149,7 +149,7 @@ def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, qu
 @click.option("--granularity", default="word", show_default=True, help="word, token, sentence or all_tokens.")
 @click.option("--inference-mode", default="logits", show_default=True, help="logits, softmax or log_softmax.")
 @click.option("--replacement", default="auto", show_default=True, help="auto, mask, pad, unk or remove.")
-@click.option("--target", help="The class to explain, by name, or the continuation [default: the model's own].")
+@click.option("--target", help="The class to explain, by name, or a continuation [default: what the model says].")
 @click.option("--target-column", help="The column that says for each text what --target says for all.")
 @click.option("--contrast", help="A class, or a token, against which the target is explained.")
 @click.option(
@@ -159,7 +159,13 @@ def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, qu
     metavar="KEY=VALUE",
     help="An argument of a language model's own generation, such as max_new_tokens=20; can be given again.",
 )
-@click.option("--target-granularity", help="What of a continuation is explained as one: token, word or sentence.")
+@click.option(
+    "--target-granularity",
+    default="token",
+    show_default=True,
+    help="What of a continuation is explained as one: token, word or sentence.",
+)
+@click.option("--truncation", is_flag=True, help="Cut a prompt that is too long on the left instead of refusing it.")
 @_OPTION
 @click.option("--seed", type=int, default=0, show_default=True, help="Of methods and random rankings.")
 @click.option("--n-random", type=int, default=20, show_default=True, help="Random rankings of each text.")

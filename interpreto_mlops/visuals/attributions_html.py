@@ -177,14 +177,15 @@ def _row(item: Attribution, target: int) -> _Row:
 def _target_name(item: Attribution, target: int) -> str:
     explained = item.targets[target]
     name = page.named(explained.name)
-    return name if explained.position is None else f"{name} (position {explained.position})"
+    if item.prompt_tokens is not None:
+        name += f" ({target + 1} of {len(item.targets)})"
+    return name if explained.contrast_name is None else f"{name} rather than {page.named(explained.contrast_name)}"
 
 
 def _matrix(item: Attribution) -> _Matrix:
     size = np.where(np.isfinite(item.scores), np.abs(item.scores), 0.0).max(axis=0)
     columns = sorted(np.argsort(-size, kind="stable")[:_MAX_ELEMENTS].tolist())
-    boundary = getattr(item, "boundary", None)
-    begins = [i for i in columns if boundary is not None and item.spans[i, 0] >= boundary][:1]
+    begins = [i for i in columns if item.boundary is not None and item.spans[i, 0] >= item.boundary][:1]
     shown = min(len(item.targets), _MAX_TARGETS)
     left_out = [f"{len(item.targets) - shown} more targets"] if shown < len(item.targets) else []
     left_out += [f"{len(item) - len(columns)} elements of smaller scores"] if len(columns) < len(item) else []

@@ -49,7 +49,7 @@ def attribution_figure(attribution: Attribution, target: int = 0, *, max_element
     """
     scores = attribution.scores[target]
     shown = _largest(scores, max_elements)
-    if getattr(attribution, "boundary", None) is not None:
+    if attribution.prompt_tokens is not None:
         # What comes after the target has no score, and that is no finding.
         shown = [i for i in shown if not np.isnan(scores[i])]
     figure = _figure(6.4, 1.1 + 0.26 * max(len(shown), 1))
@@ -237,9 +237,8 @@ def matrix_figure(attribution: Attribution, *, max_targets: int = 40, max_elemen
     )
     names = [drawable(named(attribution.elements[i]), 16) or " " for i in elements]
     axes.set_xticks(range(n_columns), names, rotation=90)
-    boundary = getattr(attribution, "boundary", None)
-    if boundary is not None and n_columns:
-        continued = int((attribution.spans[elements, 0] < boundary).sum())
+    if attribution.boundary is not None and n_columns:
+        continued = int((attribution.spans[elements, 0] < attribution.boundary).sum())
         axes.axvline(continued - 0.5, color=_INK, lw=1.0)
     rows_left, columns_left = len(attribution.targets) - n_rows, len(attribution) - n_columns
     parts = [f"scores of {drawable(attribution.method)}, a row for each target"]

@@ -15,8 +15,7 @@ _N_TOP = 5
 _FAINT = 0.1
 _WITHOUT_SCORE = {
     "unknown": "no finite score",
-    "target": "what is explained",
-    "later": "comes after what is explained",
+    "later": "not before what is explained",
 }
 
 
@@ -25,8 +24,8 @@ class Tone:
     """How one score is drawn.
 
     Arguments:
-        sign: `for`, `against`, `zero`, or `unknown` for a score that is NaN or infinite; of a continuation `target` for
-            where what is explained begins, and `later` for what comes after it.
+        sign: `for`, `against`, `zero`, or `unknown` for a score that is NaN or infinite; `later` for the target of a
+            continuation itself and what comes after it.
         strength: 0 to 1, the score's size beside the largest of the text.
     """
 
@@ -36,7 +35,7 @@ class Tone:
     @property
     def colour(self) -> str:
         """The CSS colour, made from the page's variables so that it follows the light or dark scheme."""
-        if self.sign in ("zero", "target", "later"):
+        if self.sign in ("zero", "later"):
             return "transparent"
         return "rgb(var(--unknown)/.3)" if self.sign == "unknown" else f"rgb(var(--{self.sign})/{self.opacity:.2f})"
 
@@ -55,7 +54,8 @@ class Piece:
         tones: one for each element here: none between elements, several where elements share characters.
         title: the scores in words.
         unseen: whether the model did not read it (the text was cut there).
-        begins: whether a model's continuation of the text begins here.
+        begins: whether a continuation, or the second text of a pair, begins here.
+        explained: whether it is what the row explains: a generated token, the token of a label.
     """
 
     text: str
@@ -63,15 +63,16 @@ class Piece:
     title: str = ""
     unseen: bool = False
     begins: bool = False
+    explained: bool = False
 
     @property
     def css_class(self) -> str:
         """The sign of the element's score, and `faint` where it hardly counts; `shared` where there are several."""
-        begins = " begins" if self.begins else ""
+        marks = (" begins" if self.begins else "") + (" target" if self.explained else "")
         if len(self.tones) > 1:
-            return f"shared{begins}"
+            return f"shared{marks}"
         tone = self.tones[0]
-        return f"{tone.sign}{' faint' if tone.strength < _FAINT else ''}{begins}"
+        return f"{tone.sign}{' faint' if tone.strength < _FAINT else ''}{marks}"
 
     @property
     def style(self) -> str:
@@ -125,7 +126,7 @@ def highlight(attribution: Attribution, target: int = 0) -> Highlighted:
     ranked = [i for i in attribution.ranking(target).tolist() if np.isfinite(scores[i])]
     words = [Word(attribution.elements[i], float(scores[i]), tones[i]) for i in ranked]
     return Highlighted(
-        pieces=tuple(_pieces(attribution, order.tolist(), tones, titles)),
+        pieces=tuple(_pieces(attribution, order.tolist(), tones, titles, _explained(attribution, target))),
         outside=outside,
         speaks_for=tuple(word for word in words if word.score > 0)[:_N_TOP],
         speaks_against=tuple(word for word in reversed(words) if word.score < 0)[:_N_TOP],
@@ -133,9 +134,13 @@ def highlight(attribution: Attribution, target: int = 0) -> Highlighted:
 
 
 def _pieces(
-    attribution: Attribution, order: Sequence[int], tones: Sequence[Tone], titles: Sequence[str]
+    attribution: Attribution,
+    order: Sequence[int],
+    tones: Sequence[Tone],
+    titles: Sequence[str],
+    explained: frozenset[int],
 ) -> Iterator[Piece]:
-    text, position, boundary = attribution.text, 0, getattr(attribution, "boundary", None)
+    text, position, boundary = attribution.text, 0, attribution.boundary
     for group in _overlapping(attribution, order):
         start = int(attribution.spans[group[0], 0])
         end = int(max(attribution.spans[i, 1] for i in group))
@@ -144,10 +149,17 @@ def _pieces(
             yield Piece(text[position:start], unseen=attribution.truncated and position == 0)
         begins = boundary is not None and start >= boundary
         boundary = None if begins else boundary
-        yield Piece(text[start:end], tuple(tones[i] for i in group), "\n".join(titles[i] for i in group), begins=begins)
+        yield Piece(
+            text[start:end],
+            tuple(tones[i] for i in group),
+            "\n".join(titles[i] for i in group),
+            begins=begins,
+            explained=not explained.isdisjoint(group),
+        )
         position = end
     if position < len(text):
-        yield Piece(text[position:], unseen=attribution.truncated)
+        # A prompt is cut at its start; what stands after the last element is then a special token.
+        yield Piece(text[position:], unseen=attribution.truncated and attribution.prompt_tokens is None)
 
 
 def _overlapping(attribution: Attribution, order: Sequence[int]) -> Iterator[list[int]]:
@@ -167,13 +179,20 @@ def _overlapping(attribution: Attribution, order: Sequence[int]) -> Iterator[lis
 def _tones(attribution: Attribution, target: int) -> list[Tone]:
     scores = attribution.scores[target]
     tones = tones_of(scores, scores)
-    boundary = getattr(attribution, "boundary", None)
-    if boundary is not None:
-        # A cell is NaN from the element on that holds the target: it cannot speak for itself.
-        after = np.flatnonzero(np.isnan(scores) & (attribution.spans[:, 0] >= boundary)).tolist()
-        for place, i in enumerate(after):
-            tones[i] = Tone("later" if place else "target", 1.0)
+    if attribution.boundary is not None and attribution.prompt_tokens is not None:
+        for i in np.flatnonzero(np.isnan(scores) & (attribution.spans[:, 0] >= attribution.boundary)).tolist():
+            tones[i] = Tone("later", 1.0)
     return tones
+
+
+def _explained(attribution: Attribution, target: int) -> frozenset[int]:
+    """Return the elements that hold what is explained, where that is a part of the text."""
+    positions = np.asarray(attribution.targets[target].positions, dtype=np.int64)
+    if attribution.of_token is None:
+        return frozenset()
+    # A generated token is read at the place before its own.
+    places = positions if attribution.prompt_tokens is None else positions + 1
+    return frozenset(attribution.of_token[places[places < len(attribution.of_token)]].tolist()) - {-1}
 
 
 def tones_of(scores: npt.NDArray[np.float64], among: npt.NDArray[np.float64]) -> list[Tone]:
@@ -192,12 +211,12 @@ def _tone(score: float, largest: float) -> Tone:
 
 def _titles(attribution: Attribution, target: int, tones: Sequence[Tone]) -> list[str]:
     scores, n = attribution.scores[target], len(attribution)
-    known = int(np.isfinite(scores).sum())
-    rank = np.empty(n, dtype=np.int64)
-    rank[attribution.ranking(target)] = np.arange(1, n + 1)
+    order = attribution.ranking(target)
+    rank = np.zeros(n, dtype=np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
     errors = None if attribution.standard_error is None else attribution.standard_error[target]
     return [
-        signed(scores[i]) + ("" if errors is None else f" ± {number(errors[i])}") + f" · rank {rank[i]} of {known}"
+        signed(scores[i]) + ("" if errors is None else f" ± {number(errors[i])}") + f" · rank {rank[i]} of {len(order)}"
         if np.isfinite(scores[i])
         else _WITHOUT_SCORE[tones[i].sign]
         for i in range(n)

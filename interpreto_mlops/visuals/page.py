@@ -196,4 +196,6 @@ def _fact(value: object) -> str:
         return "" if value is None else f"{value:g}".replace("-", MINUS)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
     return str(value)

@@ -90,6 +90,7 @@ def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> 
         "inference_mode": recipe.inference_mode,
         "replacement": recipe.replacement,
         "seed": recipe.seed,
+        "target_granularity": recipe.target_granularity,
     }
     scoring = {"replacement": recipe.replacement, "n_random": recipe.n_random, "seed": recipe.seed}
     methods = build_methods(model, recipe.methods, common, recipe.options)
@@ -99,7 +100,13 @@ def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> 
     }
     metrics = build_metrics(model, recipe.metrics, scoring, recipe.options)
     targets = recipe.target if dataset.targets is None else column_targets(dataset)
-    return Plan(methods, metrics, {"targets": targets}, recipes)
+    call = {
+        "targets": targets,
+        "contrast": recipe.contrast,
+        "generation": recipe.generate or None,
+        "truncation": recipe.truncation,
+    }
+    return Plan(methods, metrics, call, recipes)
 
 
 def column_targets(dataset: TextDataset) -> list[str | None] | None:

@@ -29,9 +29,13 @@ def compare_methods(
     metrics: Sequence[str | Metric] = _METRICS,
     *,
     targets: Any = None,
+    contrast: Any = None,
+    generation: Mapping[str, Any] | None = None,
+    truncation: bool = False,
     granularity: str = "word",
     inference_mode: str = "logits",
     replacement: str | int = "auto",
+    target_granularity: str = "token",
     seed: int = 0,
     n_random: int = 20,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -50,8 +54,9 @@ def compare_methods(
         texts: the raw texts, or a `TextDataset`.
         methods: registry names, or methods that are built already.
         metrics: registry names, or metrics that are built already.
-        targets: what is explained, as a method takes it; by default the predicted class, or the model's continuation.
-        granularity, inference_mode, replacement: of methods given by name.
+        targets, contrast, generation, truncation: what is explained, as a method is called with it; by default the
+            predicted class, or the model's own continuation.
+        granularity, inference_mode, replacement, target_granularity: of methods given by name.
         seed: of methods and metrics given by name.
         n_random: random rankings of each text, of metrics given by name.
         options: further parameters by name, such as `{"kernel_shap": {"n_perturbations": 1000}}`.
@@ -79,6 +84,7 @@ def compare_methods(
         "inference_mode": inference_mode,
         "replacement": replacement,
         "seed": seed,
+        "target_granularity": target_granularity,
     }
     scoring = {"replacement": replacement, "n_random": n_random, "seed": seed}
     known, methods, metrics = dict(options or {}), _sequence(methods, "methods"), _sequence(metrics, "metrics")
@@ -88,7 +94,12 @@ def compare_methods(
     plan = Plan(
         build_methods(model, methods, common, known),
         build_metrics(model, metrics, scoring, known),
-        {"targets": column_targets(dataset) if targets is None else targets},
+        {
+            "targets": column_targets(dataset) if targets is None else targets,
+            "contrast": contrast,
+            "generation": generation,
+            "truncation": truncation,
+        },
     )
     if store is None:
         return _in_memory(plan, dataset, progress)

@@ -62,8 +62,8 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
     store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
     with console.stage("model"):
         model = load_model(recipe.model, store=store)
-        if isinstance(recipe, AttributeRecipe) and model.task != "classification":
-            raise InputError(f"{recipe.model!r} is not a sequence classifier, which attributions need")
+        if isinstance(recipe, AttributeRecipe) and model.task == "encoder":
+            raise InputError(f"{recipe.model!r} is neither a classifier nor a language model, which attributions need")
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
     title = f"{recipe.kind} {model.name} on {dataset.name}"

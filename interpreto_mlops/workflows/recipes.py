@@ -63,7 +63,8 @@ class AttributeRecipe(_Recipe):
         target_column: of the file; says for each text what `target` says for all.
         contrast: what the target is explained against: why this class rather than that one.
         generate: arguments of a language model's own generation, such as `{max_new_tokens: 20}`.
-        target_granularity: what of a continuation is explained as one: its tokens, words or sentences.
+        target_granularity: what of a continuation is explained as one: each `token`, `word` or `sentence` of it.
+        truncation: whether a prompt that is too long is cut on the left instead of refused.
         seed: of every method and of the random rankings.
         n_random: random rankings of each text beside every metric.
         options: further parameters by method or metric, such as `{kernel_shap: {n_perturbations: 1000}}`.
@@ -79,7 +80,8 @@ class AttributeRecipe(_Recipe):
     target_column: str | None = None
     contrast: str | int | None = None
     generate: dict[str, Any] = Field(default_factory=dict)
-    target_granularity: str | None = None
+    target_granularity: str = "token"
+    truncation: bool = False
     seed: int = 0
     n_random: Positive = 20
 
@@ -88,7 +90,7 @@ class AttributeRecipe(_Recipe):
 
         Raises:
             UnknownNameError: one that is not there.
-            InputError: a method or metric twice, or two sayings of what is explained.
+            InputError: a method or metric twice, or one target for all texts beside a column of them.
         """
         kinds = {name: METHODS.get(name) for name in self.methods}
         metrics = {name: METRICS.get(name) for name in self.metrics}
@@ -96,9 +98,8 @@ class AttributeRecipe(_Recipe):
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise InputError(f"the {what} {twice[0]!r} is given twice")
         self._check_options({**kinds, **metrics}, "method")
-        ways = {"target": self.target, "target_column": self.target_column, "generate": self.generate or None}
-        if len(given := [name for name, value in ways.items() if value is not None]) > 1:
-            raise InputError(f"what is explained is said once, not by {' and '.join(map(repr, given))}")
+        if self.target is not None and self.target_column is not None:
+            raise InputError("what is explained is said once, not by 'target' and 'target_column'")
 
 
 class ConceptsRecipe(_Recipe):
