@@ -7,13 +7,14 @@ import numpy as np
 from interpreto_mlops.attributions.coalitions import Floats, Presence
 
 
-def mean_difference(present: Presence, values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+def mean_difference(present: Presence, values: Floats, weights: Floats, valid: Presence) -> tuple[Floats, Floats]:
     """Return the mean value with each element − the mean value without it.
 
     Arguments:
         present: masks, shape (rows, n).
         values: shape (rows, targets).
         weights: the probability of each row, shape (rows,); they sum to 1.
+        valid: which elements each target can see, shape (targets, n); the others get exactly 0.
 
     Returns:
         The differences, shape (targets, n), 0 for an element that no row or every row keeps; and by how much each row
@@ -27,7 +28,7 @@ def mean_difference(present: Presence, values: Floats, weights: Floats) -> tuple
     with_it, without = weighted.T @ kept / inside, weighted.T @ (1 - kept) / outside
     moves = kept[:, None] * (values[:, :, None] - with_it) / inside
     moves -= (1 - kept)[:, None] * (values[:, :, None] - without) / outside
-    return np.where(known, with_it - without, 0.0), np.where(known, moves, np.nan)
+    return np.where(valid & known, with_it - without, 0.0), np.where(known, np.where(valid, moves, 0.0), np.nan)
 
 
 def mean_kept(present: Presence, values: Floats, weights: Floats, p: float) -> tuple[Floats, Floats]:

@@ -39,6 +39,7 @@ ACCELERATOR_TOKEN_BUDGET = 16384
 """Tokens a batch elsewhere; halved where they do not fit."""
 
 _WINDOW = 32  # batches' worth of rows that wait together, so that rows of like length meet
+_CALL_SHARE = 25  # a call costs as much as this part of a full batch, however few rows it has: measured on a CPU
 # What torch says of it on a GPU, and on a CPU under Linux and elsewhere.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 _OPEN = 1024  # programs under way at once; those whose rows all stand in the table add no waiting tokens
@@ -267,16 +268,25 @@ class _Work:
         if not self.sorted:
             self.rows.sort(key=lambda row: (row.key is None, row.length))
             self.sorted = True
-        kind, longest = self.rows[-1].kind, self.rows[-1].length
-        batch: list[_Row] = []
-        while (
-            self.rows
-            and self.rows[-1].kind == kind
-            and (len(batch) + 1) * longest <= max(self.engine.token_budget, longest)
-        ):
-            batch.append(self.rows.pop())
+        batch = self.rows[-self._batch_size() :][::-1]
+        del self.rows[-len(batch) :]
         self.tokens -= sum(row.length for row in batch)
         return batch
+
+    def _batch_size(self) -> int:
+        """Return how many of the longest rows make the batch of the best rate, within the budget."""
+        kind, longest = self.rows[-1].kind, self.rows[-1].length
+        call = self.engine.token_budget / _CALL_SHARE
+        tokens, best, size = 0, 0.0, 1
+        for count in range(1, min(len(self.rows), self.engine.token_budget // longest) + 1):
+            row = self.rows[-count]
+            if row.kind != kind:
+                break
+            tokens += row.length
+            rate = tokens / (count * longest + call)
+            if rate >= best:
+                best, size = rate, count
+        return size
 
     @contextmanager
     def _timed(self, batch: list[_Row]) -> Iterator[None]:

@@ -36,7 +36,7 @@ class Banzhaf(SamplingAttributor):
         if self.fits(game):
             present = all_coalitions(n)
             values = yield present
-            scores, _ = mean_difference(present, values, np.full(len(present), 1 / len(present)))
+            scores, _ = mean_difference(present, values, np.full(len(present), 1 / len(present)), game.valid)
             return Estimate(scores, np.zeros_like(scores), {"exact": 1.0, "evaluations": float(len(present))})
         first = draw_pairs(n, max(1, (self.n_perturbations - 2) // 2), game.generator(self.seed))
         present = np.concatenate([first, ~first])
@@ -46,7 +46,7 @@ class Banzhaf(SamplingAttributor):
             differences = values[: len(first)] - values[len(first) :]
             scores, error = solve_pairs(np.where(first, 1.0, -1.0), differences, game.valid)
         else:
-            scores, moves = mean_difference(present, values, np.full(len(present), 1 / len(present)))
+            scores, moves = mean_difference(present, values, np.full(len(present), 1 / len(present)), game.valid)
             error = pair_error(moves)
         error = error * sqrt(1 - len(first) / 2 ** (n - 1))  # the pairs are drawn from a finite number of them
         checks = {"exact": 0.0, "regression": float(regression), "evaluations": count_coalitions(present)}

@@ -11,7 +11,7 @@ import numpy as np
 from interpreto_mlops.attributions.base import METHODS, Estimate, Game, Presence, Steps
 from interpreto_mlops.attributions.coalitions import Floats, all_coalitions, count_coalitions, draw_pairs
 from interpreto_mlops.attributions.mask_means import mean_difference, mean_kept, pair_error
-from interpreto_mlops.attributions.sampling import SamplingAttributor
+from interpreto_mlops.attributions.sampling import SamplingAttributor, check_flag
 from interpreto_mlops.errors import InputError
 
 
@@ -28,7 +28,7 @@ class Rise(SamplingAttributor):
     Arguments:
         p: the probability that an element is kept; at 1/2, where pairs are complements, the scores are Banzhaf values.
         raw: whether to give the paper's form, which is not centred: the mean score of the masks that keep an element.
-            All elements then share the level of the score, and its noise.
+            All elements then share the level of the score and, unless p is 1/2, its noise.
     """
 
     name: ClassVar[str] = "rise"
@@ -41,6 +41,7 @@ class Rise(SamplingAttributor):
         if isinstance(self.p, (str, bool)) or not 0 < self.p < 1:
             raise InputError(f"p must be above 0 and below 1, not {self.p!r}")
         object.__setattr__(self, "p", float(self.p))
+        check_flag("raw", self.raw)
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
@@ -52,7 +53,7 @@ class Rise(SamplingAttributor):
         if self.raw:
             scores, moves = mean_kept(present, values, weights, self.p)
         else:
-            scores, moves = mean_difference(present, values, weights)
+            scores, moves = mean_difference(present, values, weights, game.valid)
         checks = {"exact": float(exact), "evaluations": count_coalitions(present)}
         return Estimate(scores, np.zeros_like(scores) if exact else self._error(moves), checks)
 

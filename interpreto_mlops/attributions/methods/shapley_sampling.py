@@ -8,6 +8,7 @@ from typing import ClassVar
 from interpreto_mlops.attributions.base import METHODS, Game, Steps
 from interpreto_mlops.attributions.sampling import (
     SamplingAttributor,
+    check_flag,
     enumerate_shapley,
     sample_orders,
     with_efficiency,
@@ -33,6 +34,10 @@ class ShapleySampling(SamplingAttributor):
     name: ClassVar[str] = "shapley_sampling"
 
     antithetic: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("antithetic", self.antithetic)
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
