@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from interpreto_mlops.attributions.base import Attributor, Estimate, Game, Steps
 from interpreto_mlops.attributions.queries import Query
@@ -19,13 +21,14 @@ from interpreto_mlops.models.requests import Program, Request, ScoreRequest
 from interpreto_mlops.models.text_model import TextModel
 
 
-def reading_rows(game: Game, model: TextModel) -> tuple[int, ...]:
-    """Return the position at which the model's head reads each target.
+def reading_rows(game: Game, model: TextModel) -> list[tuple[int, ...]]:
+    """Return the positions at which the model's head reads each target.
 
-    That is the first token (CLS) for encoders, and for causal models the last one that is not padding.
+    Of a token's label or of generated tokens those are the target's own; of a class the first token (CLS) for encoders,
+    and for causal models the last one that is not padding.
     """
     position = _last_position(game.encoding, model) if model.is_causal else 0
-    return (position,) * len(game.full)
+    return [target.positions or (position,) for target in game.objective.targets]
 
 
 def _last_position(encoding: Encoding, model: TextModel) -> int:
@@ -40,8 +43,8 @@ class _Rows(Query):
 
     method: ContributionMethod
 
-    def request(self, game: Game) -> Request:
-        positions = sorted(set(reading_rows(game, self.method.model)))
+    def request(self, game: Game, objective: Callable[[torch.Tensor], torch.Tensor]) -> Request:
+        positions = sorted({place for places in reading_rows(game, self.method.model) for place in places})
         return ScoreRequest(game.encoding, [game.encoding.ids], self.method.rows(game.encoding, tuple(positions)))
 
 
@@ -50,7 +53,8 @@ class ContributionMethod(Attributor):
     """A method whose score is a row of a matrix of contributions between tokens.
 
     It does not see the class: all targets that are read at one position get the same scores, and `inference_mode` and
-    `replacement` have no bearing (`checks["class_specific"]` is 0). An element's score is the sum over its tokens.
+    `replacement` have no bearing (`checks["class_specific"]` is 0). A target of several tokens has the mean of their
+    rows. An element's score is the sum over its tokens.
     """
 
     ignores_sink: ClassVar[bool] = False
@@ -67,13 +71,15 @@ class ContributionMethod(Attributor):
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
         answer = yield _Rows(self)
-        _, place = np.unique(reading_rows(game, self.model), return_inverse=True)
-        tokens = answer.reshape(-1, len(game.encoding))[place]
+        wanted = reading_rows(game, self.model)
+        positions = np.unique(np.concatenate(wanted))
+        rows = answer.reshape(len(positions), len(game.encoding))
+        tokens = np.stack([rows[np.searchsorted(positions, places)].mean(axis=0) for places in wanted])
         checks = {"class_specific": 0.0}
         if self.ignores_sink and self.model.is_causal:
             checks["sink_share"] = float(tokens[:, 0].mean())
             tokens[:, 0] = 0
-        return Estimate(game.sum_tokens(tokens), checks=checks)
+        return Estimate(game.aggregate(tokens), checks=checks)
 
     @abstractmethod
     def rows(self, encoding: Encoding, positions: tuple[int, ...]) -> ContributionRows:

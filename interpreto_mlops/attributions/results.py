@@ -14,21 +14,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from interpreto_mlops.errors import DataError
+from interpreto_mlops.models.objectives import Target as Target
 from interpreto_mlops.text.granularity import Spans
 
 Floats = npt.NDArray[np.float64]
 
 _TABLE, _HEADER = "attributions.parquet", "attributions.json"
-_FORMAT = "attribution-set/1"
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is explained: a class, by id and name (for generation later: a token and its position)."""
-
-    id: int
-    name: str
-    position: int | None = None
+_FORMAT = "attribution-set/2"
 
 
 @dataclass(frozen=True)
@@ -36,11 +28,12 @@ class Attribution:
     """The scores of one text's elements for its targets.
 
     Arguments:
-        text: the raw text.
+        text: the raw text; with the continuation of a prompt at its end, or two texts with a line break between.
         index: its place in the data set.
         elements: the scored pieces, slices of the raw text; length n.
         spans: their character spans, shape (n, 2).
-        scores: signed scores, shape (targets, n); higher speaks for the target.
+        scores: signed scores, shape (targets, n); higher speaks for the target. NaN where an element holds the target
+            itself or anything after it.
         targets: what each row of `scores` explains.
         output: the model's score of each target on the text, shape (targets,).
         baseline_output: the same with every element replaced, shape (targets,).
@@ -49,6 +42,12 @@ class Attribution:
         parameters: what the method was given, and what `auto` resolved to.
         checks: the result's own checks: gaps, nodes, whether the estimate is exact.
         truncated: whether the text was longer than the model takes; elements cover the kept part only.
+        ids: the token ids that the model was given, shape (tokens,); of an encoder-decoder those of the source, then
+            the decoder's.
+        of_token: the element of each token, -1 for none; one more than `ids` with a continuation, whose last token the
+            model is not given.
+        boundary: the character at which the continuation, or the second text of a pair, starts; else None.
+        prompt_tokens: how many of the ids belong to the prompt or source; None without a continuation.
     """
 
     text: str
@@ -64,20 +63,36 @@ class Attribution:
     parameters: dict[str, Any] = field(default_factory=dict)
     checks: dict[str, float] = field(default_factory=dict)
     truncated: bool = False
+    ids: npt.NDArray[np.int64] | None = None
+    of_token: npt.NDArray[np.int64] | None = None
+    boundary: int | None = None
+    prompt_tokens: int | None = None
 
     def __len__(self) -> int:
         return len(self.elements)
 
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """Which cells of `scores` are numbers, shape (targets, n)."""
+        return ~np.isnan(self.scores)
+
+    @property
+    def continuation(self) -> str | None:
+        """The text that follows the prompt, or None."""
+        return None if self.prompt_tokens is None else self.text[self.boundary :]
+
     def ranking(self, target: int = 0) -> npt.NDArray[np.int64]:
-        """Return the elements from the highest score to the lowest, ties by position, shape (n,)."""
-        return np.argsort(-self.scores[target], kind="stable")
+        """Return the elements that have a score, the highest first, ties by position, shape (up to n,)."""
+        order: npt.NDArray[np.int64] = np.argsort(-self.scores[target], kind="stable")
+        kept: npt.NDArray[np.int64] = order[self.valid[target][order]]
+        return kept
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Attribution):
             return NotImplemented
         return self._header() == other._header() and all(
             _same(getattr(self, name), getattr(other, name))
-            for name in ("spans", "scores", "output", "baseline_output", "standard_error")
+            for name in ("spans", "scores", "output", "baseline_output", "standard_error", "ids", "of_token")
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -95,6 +110,10 @@ class Attribution:
             "parameters": self.parameters,
             "checks": self.checks,
             "truncated": self.truncated,
+            "ids": None if self.ids is None else self.ids.tolist(),
+            "of_token": None if self.of_token is None else self.of_token.tolist(),
+            "boundary": self.boundary,
+            "prompt_tokens": self.prompt_tokens,
         }
 
 
@@ -242,7 +261,7 @@ def _restore(entry: dict[str, Any], frame: pd.DataFrame | None) -> Attribution:
         elements=tuple(entry["elements"]),
         spans=first[["start", "end"]].to_numpy(dtype=np.int64).reshape(-1, 2),
         scores=frame["score"].to_numpy(dtype=np.float64).reshape(shape),
-        targets=tuple(Target(**target) for target in entry["targets"]),
+        targets=tuple(_target(target) for target in entry["targets"]),
         output=np.asarray(entry["output"], dtype=np.float64),
         baseline_output=np.asarray(entry["baseline_output"], dtype=np.float64),
         standard_error=error if entry["has_standard_error"] else None,
@@ -250,7 +269,20 @@ def _restore(entry: dict[str, Any], frame: pd.DataFrame | None) -> Attribution:
         parameters=entry["parameters"],
         checks=entry["checks"],
         truncated=entry["truncated"],
+        ids=_integers(entry["ids"]),
+        of_token=_integers(entry["of_token"]),
+        boundary=entry["boundary"],
+        prompt_tokens=entry["prompt_tokens"],
     )
+
+
+def _target(entry: dict[str, Any]) -> Target:
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+    return Target(**plain)
+
+
+def _integers(values: list[int] | None) -> npt.NDArray[np.int64] | None:
+    return None if values is None else np.asarray(values, dtype=np.int64)
 
 
 def _numbers(values: Floats) -> list[float | None]:

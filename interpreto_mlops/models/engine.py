@@ -40,6 +40,7 @@ ACCELERATOR_TOKEN_BUDGET = 16384
 """Tokens a batch elsewhere; halved where they do not fit."""
 
 _WINDOW = 32  # batches' worth of rows that wait together, so that rows of like length meet
+_CALL_SHARE = 25  # a call costs as much as this part of a full batch, however few rows it has: measured on a CPU
 # What torch says of it on a GPU, and on a CPU under Linux and elsewhere.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 _OPEN = 1024  # programs under way at once; those whose rows all stand in the table add no waiting tokens
@@ -224,7 +225,8 @@ class _Work:
         task = _Task(request, slot, missing=len(request.rows), output=[None] * len(request.rows))
         self.engine.counters.evaluations_asked += len(request.rows)
         for place, ids in enumerate(request.rows):
-            key = self._key(request, ids)
+            readout = request.readout_of(place)
+            key = self._key(request.encoding, ids, readout)
             if (known := self.table.get(key)) is not None:
                 self.table.move_to_end(key)
                 task.output[place] = known
@@ -232,15 +234,14 @@ class _Work:
             elif (row := self.pending.get(key)) is not None:
                 row.waiters.append((task, place))
             else:
-                row = _Row(len(ids), request.encoding, request.readout, ids, key, [(task, place)])
+                row = _Row(len(ids), request.encoding, readout, ids, key, [(task, place)])
                 self.pending[key] = row
                 self._wait(row)
         return task
 
-    def _key(self, request: ScoreRequest, ids: Ids) -> bytes:
+    def _key(self, encoding: Encoding, ids: Ids, readout: Readout) -> bytes:
         """Name a row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
-        encoding = request.encoding
-        digest = hashlib.blake2b(f"{request.readout!r}:{len(ids)}:".encode(), digest_size=16)
+        digest = hashlib.blake2b(f"{readout!r}:{len(ids)}:".encode(), digest_size=16)
         digest.update(ids.tobytes())
         if encoding.token_type_ids is not None:
             digest.update(encoding.token_type_ids[: len(ids)].tobytes())
@@ -270,16 +271,25 @@ class _Work:
         if not self.sorted:
             self.rows.sort(key=lambda row: (row.key is None, row.length))
             self.sorted = True
-        kind, longest = self.rows[-1].kind, self.rows[-1].length
-        batch: list[_Row] = []
-        while (
-            self.rows
-            and self.rows[-1].kind == kind
-            and (len(batch) + 1) * longest <= max(self.engine.token_budget, longest)
-        ):
-            batch.append(self.rows.pop())
+        batch = self.rows[-self._batch_size() :][::-1]
+        del self.rows[-len(batch) :]
         self.tokens -= sum(row.length for row in batch)
         return batch
+
+    def _batch_size(self) -> int:
+        """Return how many of the longest rows make the batch of the best rate, within the budget."""
+        kind, longest = self.rows[-1].kind, self.rows[-1].length
+        call = self.engine.token_budget / _CALL_SHARE
+        tokens, best, size = 0, 0.0, 1
+        for count in range(1, min(len(self.rows), self.engine.token_budget // longest) + 1):
+            row = self.rows[-count]
+            if row.kind != kind:
+                break
+            tokens += row.length
+            rate = tokens / (count * longest + call)
+            if rate >= best:
+                best, size = rate, count
+        return size
 
     @contextmanager
     def _timed(self, batch: list[_Row]) -> Iterator[None]:
@@ -300,29 +310,34 @@ class _Work:
                 self._run_scores(batch)
 
     def _run_scores(self, batch: list[_Row]) -> None:
-        encodings = [row.encoding for row in batch]
+        encodings, readouts = [row.encoding for row in batch], [row.readout for row in batch]
+        kind = type(readouts[0])
+        seen = [self.model.ids_to_show(row.encoding.ids, row.ids) for row in batch]
         with torch.inference_mode():
-            inputs = self.model.inputs(encodings, [row.ids for row in batch])
-            seen = [self.model.ids_to_show(row.encoding.ids, row.ids) for row in batch]
-            read_from = type(batch[0].readout).read
-            readouts = [row.readout for row in batch]
+            inputs = kind.inputs(self.model, encodings, seen, readouts)
             if all(shown is row.ids for shown, row in zip(seen, batch, strict=True)):
-                read = read_from(self.model, inputs, readouts)
+                read = kind.read(self.model, inputs, readouts)
             else:
-                with self.model.embeddings_replaced(self.model.embed(inputs["input_ids"])):
-                    read = read_from(self.model, self.model.inputs(encodings, seen), readouts)
+                with kind.embeddings_replaced(self.model, self._embedded(batch), readouts):
+                    read = kind.read(self.model, inputs, readouts)
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
             assert row.key is not None
-            # A readout without a width fills all columns; those of one with a width are padded to the batch's widest.
-            value = value[: getattr(row.readout, "width", None)].copy()
+            # A copy: the rest of the batch, padding included, is not kept with it.
+            value = value[: row.readout.width].copy()
             self.table[row.key] = value
             del self.pending[row.key]
             for task, place in row.waiters:
                 task.output[place] = value
         while len(self.table) > _TABLE_ROWS:
             self.table.popitem(last=False)
+
+    def _embedded(self, batch: list[_Row]) -> torch.Tensor:
+        """Return the embeddings of the rows' own ids, shape (rows, tokens, width)."""
+        ids = [torch.from_numpy(row.ids.copy()).to(self.model.device)[None] for row in batch]
+        blocks = [row.readout.embed(self.model, each) for row, each in zip(batch, ids, strict=True)]
+        return padded(blocks, max(len(row.ids) for row in batch))
 
     def _run_gradients(self, batch: list[_Row]) -> None:
         rows: dict[GradientSums, list[_Row]] = {}
@@ -332,22 +347,26 @@ class _Work:
         groups = {sums: [row.point for row in group] for sums, group in rows.items()}
         readouts = [row.readout for row in batch]
         with torch.inference_mode(False), torch.enable_grad():
-            inputs = self.model.inputs([row.encoding for row in batch])
-            leaf = padded([sums.points(points) for sums, points in groups.items()], inputs["input_ids"].shape[1])
+            kind = type(readouts[0])
+            inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
+            leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
             leaf.requires_grad_(True)
             rules = batch[0].rules
             with (
-                self.model.embeddings_replaced(leaf),
+                kind.embeddings_replaced(self.model, leaf, readouts),
                 relevance_rules(self.model.model, rules) if rules else nullcontext(),
             ):
-                read = type(readouts[0]).read(self.model, inputs, readouts)
+                read = kind.read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
 
     def _differentiate(self, groups: dict[GradientSums, list[int]], leaf: torch.Tensor, read: torch.Tensor) -> None:
         """One backward pass for the first targets of all texts, one for the second, and so on."""
         blocks = torch.split(read, [len(points) for points in groups.values()])
-        scalars = [sums.request.objective(block) for sums, block in zip(groups, blocks, strict=True)]
+        scalars = [
+            sums.request.objective(block[:, : sums.request.readout.width])
+            for sums, block in zip(groups, blocks, strict=True)
+        ]
         most = max(block.shape[1] for block in scalars)
         gradients: list[torch.Tensor] = []
         for target in range(most):
@@ -356,8 +375,8 @@ class _Work:
         # Only now: when memory ran out above, the whole batch comes again, and nothing may have been counted yet.
         start = 0
         for (sums, points), block in zip(groups.items(), scalars, strict=True):
-            for target in range(block.shape[1]):
-                sums.add(points, target, gradients[target][start : start + len(points)], block[:, target].detach())
+            own = [each[start : start + len(points)] for each in gradients[: block.shape[1]]]
+            sums.add(points, own, block.detach())
             start += len(points)
 
     def _deliver(self, batch: list[_Row]) -> None:

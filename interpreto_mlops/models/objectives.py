@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Choice
 
@@ -25,31 +24,150 @@ class InferenceMode(Choice):
 
 
 @dataclass(frozen=True)
-class ClassObjective:
-    """Maps the class logits of rows to the scores of some classes.
+class Target:
+    """One scalar that is explained: a class, the label of a token, or generated tokens.
 
     Arguments:
-        classes: the ids of the target classes.
+        id: the class or label; of generated tokens the first one's id.
+        name: the label's name, or the tokens' text.
+        positions: where in the text's ids it is read, one place a token; empty for a class.
+        ids: of generated tokens, as many as `positions`; else empty.
+        contrast: the class, or the ids (as many as `ids`), that it is explained against: the score is the difference.
+        contrast_name: the contrast's label or text.
+    """
+
+    id: int
+    name: str
+    positions: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
+    contrast: tuple[int, ...] = ()
+    contrast_name: str | None = None
+
+    @property
+    def position(self) -> int | None:
+        """The first of `positions`, or None."""
+        return self.positions[0] if self.positions else None
+
+    @property
+    def title(self) -> str:
+        """The name, with the contrast if there is one."""
+        return self.name if self.contrast_name is None else f"{self.name} rather than {self.contrast_name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective(ABC):
+    """Maps what was read from the model to the scores of some targets.
+
+    Arguments:
+        targets: what is scored.
         mode: logits, probabilities or their logarithms.
+    """
+
+    targets: tuple[Target, ...]
+    mode: InferenceMode = InferenceMode.LOGITS
+
+    @abstractmethod
+    def __call__(self, read: torch.Tensor) -> torch.Tensor:
+        """Map what was read, shape (rows, width), to scores, shape (rows, targets)."""
+
+    def score(self, read: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Map an array to scores in float64."""
+        scores: npt.NDArray[np.float64] = self(torch.from_numpy(np.asarray(read, dtype=np.float64))).numpy()
+        return scores
+
+    @property
+    def probability(self) -> Objective:
+        """The same targets as metrics see them: probabilities, without contrasts."""
+        return replace(
+            self, mode=InferenceMode.SOFTMAX, targets=tuple(replace(target, contrast=()) for target in self.targets)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassObjective(Objective):
+    """Scores of classes, from the logits of all classes; of a regression's one output always the output itself.
+
+    Arguments:
         multi_label: whether the classes do not exclude each other (sigmoid instead of softmax).
     """
 
-    classes: tuple[int, ...]
-    mode: InferenceMode = InferenceMode.LOGITS
     multi_label: bool = False
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+    def __call__(self, read: torch.Tensor) -> torch.Tensor:
         """Map logits, shape (rows, classes), to scores, shape (rows, targets)."""
-        if self.mode is InferenceMode.SOFTMAX:
-            logits = logits.sigmoid() if self.multi_label else logits.softmax(-1)
-        elif self.mode is InferenceMode.LOG_SOFTMAX:
-            logits = torch.nn.functional.logsigmoid(logits) if self.multi_label else logits.log_softmax(-1)
-        return logits[:, list(self.classes)]
+        scores = read
+        if self.mode is not InferenceMode.LOGITS and (read.shape[1] > 1 or self.multi_label):
+            scores = _log_probabilities(read, self.multi_label)
+            scores = scores.exp() if self.mode is InferenceMode.SOFTMAX else scores
+        out = scores[:, [target.id for target in self.targets]]
+        return _less_contrast(out, self.targets, lambda k: scores[:, self.targets[k].contrast[0]])
 
-    def score(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Map logits of an array to scores of an array, in float64."""
-        scores: npt.NDArray[np.float64] = self(torch.from_numpy(np.asarray(logits, dtype=np.float64))).numpy()
+
+@dataclass(frozen=True, kw_only=True)
+class LabelObjective(Objective):
+    """Scores of the labels of tokens, from the logits of all labels at some positions.
+
+    A target of several tokens has the sum of their logits or log-probabilities, or the product of their probabilities.
+
+    Arguments:
+        positions: those that were read, in order; each target's own `positions` are among them.
+    """
+
+    positions: tuple[int, ...]
+
+    def __call__(self, read: torch.Tensor) -> torch.Tensor:
+        """Map logits, shape (rows, positions · labels), to scores, shape (rows, targets)."""
+        logits = read.unflatten(1, (len(self.positions), -1))
+        values = logits if self.mode is InferenceMode.LOGITS else logits.log_softmax(-1)
+        place = {position: k for k, position in enumerate(self.positions)}
+
+        def total(target: Target, label: int) -> torch.Tensor:
+            scores: torch.Tensor = values[:, [place[position] for position in target.positions], label].sum(-1)
+            return scores.exp() if self.mode is InferenceMode.SOFTMAX else scores
+
+        out = torch.stack([total(target, target.id) for target in self.targets], dim=1)
+        return _less_contrast(out, self.targets, lambda k: total(self.targets[k], self.targets[k].contrast[0]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenObjective(Objective):
+    """Scores of generated tokens, from the logit and the log-sum-exp that were read for each.
+
+    The tokens of all targets come first, in order, then those of all contrasts. A target of several tokens has the sum
+    of their logits or log-probabilities, or the product of their probabilities.
+    """
+
+    def __call__(self, read: torch.Tensor) -> torch.Tensor:
+        """Map what was read, shape (rows, 2 · tokens), to scores, shape (rows, targets)."""
+        pairs = read.unflatten(1, (-1, 2))
+        values = pairs[..., 0] if self.mode is InferenceMode.LOGITS else pairs[..., 0] - pairs[..., 1]
+        own = [len(target.ids) for target in self.targets]
+        out = self._totals(values[:, : sum(own)], own)
+        if not any(target.contrast for target in self.targets):
+            return out
+        against = [len(target.contrast) for target in self.targets]
+        totals = self._totals(values[:, sum(own) : sum(own) + sum(against)], against)
+        return _less_contrast(out, self.targets, lambda k: totals[:, k])
+
+    def _totals(self, values: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """Sum the values of each target's tokens, shape (rows, targets)."""
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(values.device)
+        totals = values.new_zeros(len(values), len(lengths)).index_add(1, owner, values)
+        return totals.exp() if self.mode is InferenceMode.SOFTMAX else totals
+
+
+def _log_probabilities(logits: torch.Tensor, multi_label: bool) -> torch.Tensor:
+    return torch.nn.functional.logsigmoid(logits) if multi_label else logits.log_softmax(-1)
+
+
+def _less_contrast(
+    scores: torch.Tensor, targets: Sequence[Target], contrast: Callable[[int], torch.Tensor]
+) -> torch.Tensor:
+    """Subtract from each target's score, shape (rows, targets), that of its contrast, if it has one."""
+    if not any(target.contrast for target in targets):
         return scores
+    nothing = scores.new_zeros(len(scores))
+    return scores - torch.stack([contrast(k) if t.contrast else nothing for k, t in enumerate(targets)], dim=1)
 
 
 def is_multi_label(model: TextModel) -> bool:
@@ -67,61 +185,3 @@ def check_mode(model: TextModel, mode: InferenceMode) -> None:
         raise InputError(
             f"inference_mode {mode.value!r} is constant for the one output of {model.name!r}; use 'logits'"
         )
-
-
-def resolve_classes(targets: Any, model: TextModel, n_texts: int) -> list[tuple[int, ...] | None]:
-    """Turn what a user gives as targets into class ids for each text.
-
-    Arguments:
-        targets: None (the predicted class), one class for all texts, or one entry a text: a class or several of them.
-            A class is an id or a label.
-        model: the classifier.
-        n_texts: how many texts there are.
-
-    Returns:
-        For each text the ids, or None where the predicted class is to be explained.
-
-    Raises:
-        InputError: a class that the model does not have, or as many entries as there are not texts.
-    """
-    if targets is None:
-        return [None] * n_texts
-    if _is_single(targets):
-        return [(_class_id(targets, model),)] * n_texts
-    entries = list(targets)
-    if len(entries) != n_texts:
-        raise InputError(
-            f"{len(entries)} targets were given for {n_texts} texts; give one entry for each text, or one class"
-        )
-    return [None if entry is None else _class_ids(entry, model) for entry in entries]
-
-
-def _is_single(value: Any) -> bool:
-    """Whether this is one class; arrays and tensors without a dimension say that they are iterable."""
-    return isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
-
-
-def _class_ids(entry: Any, model: TextModel) -> tuple[int, ...]:
-    if _is_single(entry):
-        return (_class_id(entry, model),)
-    classes: Sequence[Any] = list(entry)
-    if not classes:
-        raise InputError("a text was given an empty list of targets; give at least one class, or None")
-    return tuple(_class_id(each, model) for each in classes)
-
-
-def _class_id(value: Any, model: TextModel) -> int:
-    if isinstance(value, str):
-        if value not in model.labels:
-            raise UnknownNameError("class", value, model.labels)
-        return model.labels.index(value)
-    if isinstance(value, (bool, np.bool_)):
-        raise InputError(f"a target must be a class id or label, not {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"a target must be a class id or label, not {value!r}") from None
-    if not 0 <= number < len(model.labels):
-        known = ", ".join(f"{i} ({label})" for i, label in enumerate(model.labels))
-        raise InputError(f"there is no class {number}; the model {model.name!r} has {known}")
-    return number

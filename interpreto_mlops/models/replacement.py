@@ -22,7 +22,7 @@ class Replacement:
     Arguments:
         name: `mask`, `pad`, `unk`, `id`, or `remove`.
         id: the token id that is put there; None for `remove`.
-        keep: for `remove`, the token of a row of which nothing would be left.
+        keep: for `remove`, the token that stands for a text, or a prompt, of which nothing would be left.
     """
 
     name: str
@@ -74,16 +74,17 @@ class Replacement:
             raise InputError(
                 "replacement 'remove' does not work with a tokenizer that gives several segments; use 'mask'"
             )
-        return [self._kept(encoding.ids[row]) for row in present]
+        return [self._kept(encoding, row) for row in present]
 
-    def _kept(self, ids: Ids) -> Ids:
-        if len(ids):
+    def _kept(self, encoding: Encoding, row: npt.NDArray[np.bool_]) -> Ids:
+        ids = encoding.ids[row]
+        if row[: encoding.first_part].any():
             return ids
         if self.keep is None:
             raise InputError(
                 "replacement 'remove' would leave an empty text, and the tokenizer has no bos or eos token to keep"
             )
-        return np.asarray([self.keep], dtype=np.int64)
+        return np.concatenate([np.asarray([self.keep], dtype=np.int64), ids])
 
 
 def _named(value: str, ids: dict[str, int | None], model: TextModel) -> Replacement:

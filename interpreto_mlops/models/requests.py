@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,11 +23,42 @@ Floats = npt.NDArray[np.float64]
 
 
 class Readout(ABC):
-    """How the numbers that a row is asked for are taken from the model: a value object, one a request.
+    """How rows are given to the model and what is read from it: a value object.
 
     Rows whose readouts have the same type share a batch; each brings what it wants to know (for a classifier nothing;
     for a language model the positions and ids of the target tokens).
     """
+
+    @property
+    def width(self) -> int | None:
+        """How many numbers a row of this readout has; None when as many as `read` returns."""
+        return None
+
+    def without(self, kept: npt.NDArray[np.bool_]) -> Readout:
+        """Return the same question for a row of which only some tokens are left, shape (tokens,).
+
+        Raises:
+            InputError: what is read is at a token that is taken out.
+        """
+        return self
+
+    def embed(self, model: TextModel, ids: torch.Tensor) -> torch.Tensor:
+        """Return the embeddings of rows of token ids, shape (rows, tokens) to (rows, tokens, width)."""
+        return model.embed(ids)
+
+    @classmethod
+    def inputs(
+        cls, model: TextModel, encodings: Sequence[Encoding], rows: Sequence[Ids], readouts: Sequence[Readout]
+    ) -> dict[str, torch.Tensor]:
+        """Return the model's inputs for rows of token ids, padded on the right."""
+        return model.inputs(encodings, rows)
+
+    @classmethod
+    def embeddings_replaced(
+        cls, model: TextModel, embeddings: torch.Tensor, readouts: Sequence[Readout]
+    ) -> AbstractContextManager[Any]:
+        """Make the model compute on these embeddings of the rows' tokens, shape (rows, tokens, width)."""
+        return model.embeddings_replaced(embeddings)
 
     @classmethod
     @abstractmethod
@@ -39,13 +71,28 @@ class Readout(ABC):
             readouts: what each row wants to know.
 
         Returns:
-            One row of numbers for each row of the batch, shape (rows, width), at least in float32.
+            One row of numbers for each row of the batch, at least in float32, shape (rows, the largest width): the
+            engine cuts each row to its readout's `width`.
         """
 
 
 @dataclass(frozen=True)
 class ClassLogits(Readout):
     """The logits of all classes of a sequence classifier."""
+
+    @classmethod
+    def embeddings_replaced(
+        cls, model: TextModel, embeddings: torch.Tensor, readouts: Sequence[Readout]
+    ) -> AbstractContextManager[Any]:
+        """Make the model compute on these embeddings; a decoder reads the same text, shifted."""
+        stack = ExitStack()
+        stack.enter_context(model.embeddings_replaced(embeddings))
+        if model.model.config.is_encoder_decoder:
+            start = torch.tensor([[model.model.config.decoder_start_token_id]], device=embeddings.device)
+            first = model.decoder_embedding.forward(start).expand(len(embeddings), 1, -1).to(embeddings.dtype)
+            shifted = torch.cat([first, embeddings[:, :-1]], dim=1)
+            stack.enter_context(model.embeddings_replaced(shifted, model.decoder_embedding))
+        return stack
 
     @classmethod
     def read(cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[Readout]) -> torch.Tensor:
@@ -68,12 +115,16 @@ class ScoreRequest:
     Arguments:
         encoding: the text.
         rows: the token ids of each row, some of them replaced or left out; a matrix, or arrays of any lengths.
-        readout: what to read from the model.
+        readout: what to read from the model, for all rows or one a row; all of one type and width.
     """
 
     encoding: Encoding
     rows: Sequence[Ids] | Ids
-    readout: Readout = field(default_factory=ClassLogits)
+    readout: Readout | Sequence[Readout] = field(default_factory=ClassLogits)
+
+    def readout_of(self, row: int) -> Readout:
+        """Return what to read for one row."""
+        return self.readout if isinstance(self.readout, Readout) else self.readout[row]
 
 
 @dataclass(frozen=True)
@@ -87,8 +138,8 @@ class GradientRequest:
             (r,), to those points, shape (r, tokens, width), on the model's device.
         weights: the weight of each point in the sums, shape (points,).
         objective: maps what was read, shape (r, read), to the scalars to differentiate, shape (r, targets).
-        n_targets: how many scalars that are.
         powers: the powers of the gradient whose weighted sums are wanted.
+        variance: whether the weighted population variance of the gradient is wanted, too.
         readout: what to read from the model.
         rules: the rules of relevance propagation to differentiate by (`attn_lrp`, `cp_lrp`), or None for gradients.
     """
@@ -98,8 +149,8 @@ class GradientRequest:
     points: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     weights: Floats
     objective: Callable[[torch.Tensor], torch.Tensor]
-    n_targets: int
     powers: tuple[int, ...] = (1,)
+    variance: bool = False
     readout: Readout = field(default_factory=ClassLogits)
     rules: str | None = None
 
@@ -112,11 +163,13 @@ class GradientResult:
         moments: the weighted sums over points of gradient ** power, shape (powers, targets, tokens, width).
         values: the objective at each point, shape (points, targets).
         anchors: the embeddings of the anchors, shape (anchors, tokens, width).
+        variance: of the gradient over points, shape (targets, tokens, width), when asked for; 0 for a single point.
     """
 
     moments: Floats
     values: Floats
     anchors: Floats
+    variance: Floats | None = None
 
 
 Request = ScoreRequest | GradientRequest

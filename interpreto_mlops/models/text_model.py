@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, modeling_utils
 
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.encoding import Encoding, Ids
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _TOKENIZER_CHUNK = 256
 _UNSET_LENGTH = 10**9  # transformers marks "no limit" by 1e30
+_TAKES_POSITIONS_BY_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
 
 
 class TextModel:
@@ -84,6 +86,12 @@ class TextModel:
         return module  # type: ignore[no-any-return]
 
     @cached_property
+    def decoder_embedding(self) -> torch.nn.Embedding:
+        """The module that embeds the decoder's tokens, of an encoder-decoder."""
+        network: Any = self.model
+        return network.get_decoder().get_input_embeddings()  # type: ignore[no-any-return]
+
+    @cached_property
     def engine(self) -> Engine:
         """The engine that runs the model; all methods and metrics of this model share it."""
         # The engine is built on this class, so the import cannot stand at the top.
@@ -93,9 +101,11 @@ class TextModel:
 
     @property
     def task(self) -> str:
-        """What the model does: `classification`, `generation`, or `encoder` for a model without a head."""
+        """What the model does: `classification`, `token_classification`, `generation`, or `encoder` without a head."""
         if self._is("ForSequenceClassification"):
             return "classification"
+        if self._is("ForTokenClassification"):
+            return "token_classification"
         return "generation" if self.model.can_generate() else "encoder"
 
     def _is(self, ending: str) -> bool:
@@ -165,14 +175,33 @@ class TextModel:
         return original
 
     @cached_property
+    def decoder_start_id(self) -> int:
+        """The token that an encoder-decoder's decoder starts with.
+
+        Raises:
+            InputError: the configurations name none.
+        """
+        for source in (getattr(self.model, "generation_config", None), self.model.config):
+            for name in ("decoder_start_token_id", "bos_token_id"):
+                if (value := getattr(source, name, None)) is not None:
+                    return int(value)
+        raise InputError(f"the configuration of {self.name!r} names no token that its decoder starts with")
+
+    def special_places(self, ids: Ids) -> npt.NDArray[np.bool_]:
+        """Return which token ids are special wherever they stand, shape (tokens,)."""
+        return np.isin(ids, self._special_ids)
+
+    @cached_property
     def _special_ids(self) -> Ids:
         tokenizer = self.tokenizer
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         return np.asarray(sorted(special - ({tokenizer.unk_token_id} - ends)), dtype=np.int64)
 
-    def encode(self, texts: Iterable[str]) -> Iterator[Encoding]:
+    def encode(self, texts: Iterable[str | tuple[str, str]]) -> Iterator[Encoding]:
         """Tokenise texts lazily, cutting those that are longer than the model takes on the right, with a warning.
+
+        A tuple of two strings is a pair, such as premise and hypothesis; its text is both with a line break between.
 
         Raises:
             InputError: something other than a string among the texts, or one string instead of a list of them.
@@ -183,14 +212,33 @@ class TextModel:
         index = 0
         while chunk := list(islice(iterator, _TOKENIZER_CHUNK)):
             for place, text in enumerate(chunk, index):
-                _check_text(text, place)
-            yield from self._encode_chunk(chunk, index)
+                for part in _parts(text):
+                    check_text(part, place)
+            # A tokenizer takes single texts or pairs, not both in one call.
+            for paired, group in groupby(enumerate(chunk, index), key=lambda item: isinstance(item[1], tuple)):
+                items = list(group)
+                yield from self._encode_chunk([text for _, text in items], items[0][0], paired)
             index += len(chunk)
 
-    def _encode_chunk(self, texts: Sequence[str], first: int) -> Iterator[Encoding]:
+    def tokenized(self, texts: Sequence[str], seconds: Sequence[str] | None = None, *, special: bool = True) -> Any:
+        """Tokenise without cutting; `special` says whether the tokenizer's template adds its tokens."""
+        with _unchanged_truncation(self.tokenizer), _unchanged_limit(self.tokenizer):
+            return self.tokenizer(
+                list(texts),
+                seconds,
+                add_special_tokens=special,
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                return_special_tokens_mask=True,
+                return_offsets_mapping=self.tokenizer.is_fast,
+            )
+
+    def _encode_chunk(self, texts: Sequence[Any], first: int, paired: bool) -> Iterator[Encoding]:
         with _unchanged_truncation(self.tokenizer):
             rows = self.tokenizer(
-                list(texts),
+                [text[0] for text in texts] if paired else list(texts),
+                [text[1] for text in texts] if paired else None,
                 truncation=self.max_length is not None,
                 max_length=self.max_length,
                 padding=False,
@@ -201,11 +249,9 @@ class TextModel:
         for place, text in enumerate(texts):
             yield self._encoding(text, first + place, rows, place)
 
-    def _encoding(self, text: str, index: int, rows: Any, place: int) -> Encoding:
+    def _encoding(self, text: str | tuple[str, str], index: int, rows: Any, place: int) -> Encoding:
         ids = np.asarray(rows["input_ids"][place], dtype=np.int64)
         by_template = np.asarray(rows["special_tokens_mask"][place], dtype=bool)
-        special = by_template | np.isin(ids, self._special_ids)
-        offsets = rows["offset_mapping"][place] if self.tokenizer.is_fast else None
         segments = (
             rows["token_type_ids"][place] if "token_type_ids" in rows and "token_type_ids" in self.accepts else None
         )
@@ -214,22 +260,34 @@ class TextModel:
             message = f"text {index} is longer than {self.max_length} tokens and was cut there"
             warnings.warn(message, TextWarning, stacklevel=2)
         return Encoding(
-            text=text,
+            text="\n".join(_parts(text)),
             index=index,
             ids=ids,
-            special=special,
+            special=by_template | self.special_places(ids),
             tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist())),
-            offsets=None if offsets is None else np.asarray(offsets, dtype=np.int64).reshape(-1, 2),
+            offsets=self._offsets(text, rows, place),
             token_type_ids=None if segments is None else np.asarray(segments, dtype=np.int64),
             truncated=truncated,
+            boundary=len(text[0]) + 1 if isinstance(text, tuple) else None,
         )
 
-    def _is_cut(self, text: str, rows: Any, place: int) -> bool:
+    def _offsets(self, text: str | tuple[str, str], rows: Any, place: int) -> npt.NDArray[np.int64] | None:
+        if not self.tokenizer.is_fast:
+            return None
+        offsets = np.asarray(rows["offset_mapping"][place], dtype=np.int64).reshape(-1, 2)
+        if isinstance(text, tuple):
+            second = np.asarray([part == 1 for part in rows.sequence_ids(place)])
+            offsets[second] += len(text[0]) + 1
+        return offsets
+
+    def _is_cut(self, text: str | tuple[str, str], rows: Any, place: int) -> bool:
         if self.tokenizer.is_fast:
             return bool(rows.encodings[place].overflowing)
         # A slow tokenizer does not say; a row of the full length was cut if the text alone gives more.
         full = len(rows["input_ids"][place]) == self.max_length
-        return full and len(self.tokenizer(text, truncation=False)["input_ids"]) > len(rows["input_ids"][place])
+        return full and len(self.tokenizer(*_parts(text), truncation=False)["input_ids"]) > len(
+            rows["input_ids"][place]
+        )
 
     def inputs(self, encodings: Sequence[Encoding], ids: Sequence[Any] | None = None) -> dict[str, torch.Tensor]:
         """Pad rows on the right into the model's inputs, on its device.
@@ -281,23 +339,68 @@ class TextModel:
                 module.training = True
 
     @contextmanager
-    def embeddings_replaced(self, embeddings: torch.Tensor) -> Iterator[None]:
+    def embeddings_replaced(self, embeddings: torch.Tensor, module: torch.nn.Module | None = None) -> Iterator[None]:
         """Make the embedding module return `embeddings`, shape (rows, tokens, width), whatever ids it is given.
 
-        The model still sees the original ids, which pooling and position counting need.
+        The model still sees the original ids, which pooling and position counting need. `module` is another one than
+        that of the input, such as the decoder's.
         """
-        handle = self.embedding.register_forward_hook(lambda *_: embeddings)
+        handle = (module or self.embedding).register_forward_hook(lambda *_: embeddings)
         try:
             yield
         finally:
             handle.remove()
+
+    def logits_at(self, batch: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
+        """Run a causal language model for the logits at some positions of each row only.
+
+        Arguments:
+            batch: its inputs.
+            positions: shape (rows, k).
+
+        Returns:
+            Shape (rows, k, vocabulary), in the model's dtype.
+        """
+        network: Any = self.model
+        index = positions.to(self.device)
+        arguments = self.with_positions(batch)
+        if "use_cache" in self.accepts:
+            arguments = {**arguments, "use_cache": False}  # type: ignore[dict-item]
+        if "logits_to_keep" not in self.accepts:
+            return torch.take_along_dim(network(**arguments).logits, index[..., None], dim=1)
+        # The union serves every release of transformers; rows that differ cost some logits that nobody reads.
+        union, place = index.unique(return_inverse=True)
+        if _TAKES_POSITIONS_BY_ROW and union.numel() > index.shape[1]:
+            return network(**arguments, logits_to_keep=index).logits  # type: ignore[no-any-return]
+        kept = network(**arguments, logits_to_keep=union).logits
+        return torch.take_along_dim(kept, place[..., None], dim=1)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module."""
         return self.embedding.forward(ids)
 
 
-def _check_text(text: object, place: int) -> None:
+def _parts(text: Any) -> tuple[Any, ...]:
+    """Return the two texts of a pair, or the one of a single text."""
+    return text if isinstance(text, tuple) and len(text) == 2 else (text,)
+
+
+@contextmanager
+def _unchanged_limit(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Keep a tokenizer from warning, once in its life, that a text is longer than its model takes."""
+    limit, tokenizer.model_max_length = tokenizer.model_max_length, _UNSET_LENGTH
+    try:
+        yield
+    finally:
+        tokenizer.model_max_length = limit
+
+
+def check_text(text: object, place: int) -> None:
+    """Refuse what is no text.
+
+    Raises:
+        InputError: something other than a string, or one with half a character in it.
+    """
     if not isinstance(text, str):
         raise InputError(f"text {place} is not a string but {text!r}")
     try:

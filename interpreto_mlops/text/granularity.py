@@ -58,6 +58,14 @@ class Elements:
     spans: Spans
     of_token: npt.NDArray[np.int64]
 
+    def ends(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the places of each element's first and last token, shape (n,) each."""
+        places = np.flatnonzero(self.of_token != NO_ELEMENT)
+        first, last = np.full(len(self), len(self.of_token)), np.full(len(self), -1)
+        np.minimum.at(first, self.of_token[places], places)
+        np.maximum.at(last, self.of_token[places], places)
+        return first, last
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -91,7 +99,12 @@ def sentence_spans(text: str) -> Spans:
 
 
 def elements_of(
-    text: str, granularity: Granularity, offsets: Spans | None, special: npt.NDArray[np.bool_], tokens: tuple[str, ...]
+    text: str,
+    granularity: Granularity,
+    offsets: Spans | None,
+    special: npt.NDArray[np.bool_],
+    tokens: tuple[str, ...],
+    boundary: int | None = None,
 ) -> Elements:
     """Group the tokens of a text into elements.
 
@@ -101,6 +114,8 @@ def elements_of(
         offsets: character span of each token, shape (tokens, 2); None when the tokenizer knows none.
         special: which tokens are special, shape (tokens,); they are elements only for `all_tokens`.
         tokens: the tokenizer's own strings, the names of tokens that have no place in the text.
+        boundary: the character where a second part of the text starts (the continuation of a prompt); no word or
+            sentence crosses it.
 
     Raises:
         InputError: words or sentences are asked for and the tokenizer gives no offsets.
@@ -111,7 +126,9 @@ def elements_of(
         raise InputError(
             f"granularity {granularity.value!r} needs character offsets, which this tokenizer lacks; use 'token'"
         )
-    pieces = word_spans(text) if granularity is Granularity.WORD else sentence_spans(text)
+    cut = word_spans if granularity is Granularity.WORD else sentence_spans
+    border = len(text) if boundary is None else boundary
+    pieces = np.concatenate([cut(text[:border]), cut(text[border:]) + border])
     return _joined_elements(text, pieces, _visible(text, offsets), special)
 
 

@@ -51,7 +51,7 @@ def test_another_format_is_refused(tiny_model, tmp_path):
     folder = Occlusion(tiny_model())(["good food"]).save(tmp_path)
     header = json.loads((folder / "attributions.json").read_text())
     (folder / "attributions.json").write_text(json.dumps({**header, "format": "attribution-set/9"}))
-    with pytest.raises(DataError, match="'attribution-set/9', not 'attribution-set/1'"):
+    with pytest.raises(DataError, match="'attribution-set/9', not 'attribution-set/2'"):
         AttributionSet.load(folder)
 
 

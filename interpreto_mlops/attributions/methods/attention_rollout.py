@@ -51,6 +51,7 @@ class AttentionRollout(ContributionMethod):
     """
 
     name: ClassVar[str] = "attention_rollout"
+    signed: ClassVar[bool] = False
     ignores_sink: ClassVar[bool] = True
 
     alpha: float = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,12 @@ class _Relevance(Query):
 
     rule: str
 
-    def request(self, game: Game) -> GradientRequest:
+    @property
+    def is_text(self) -> bool:
+        """Its score and its targets come with the gradient, for the rules leave the forward pass as it is."""
+        return True
+
+    def request(self, game: Game, objective: Callable[[torch.Tensor], torch.Tensor]) -> GradientRequest:
         def text_itself(anchors: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
             return anchors[:1].expand(len(numbers), -1, -1)
 
@@ -29,8 +35,8 @@ class _Relevance(Query):
             anchors=game.encoding.ids[None],
             points=text_itself,
             weights=np.ones(1),
-            objective=game.objective,
-            n_targets=len(game.full),
+            objective=objective,
+            readout=game.question.readout,
             rules=self.rule,
         )
 
@@ -66,7 +72,7 @@ class AttnLrp(Attributor):
         result = yield _Relevance(self.rule)
         tokens = (result.moments[0] * result.anchors[0]).sum(-1)
         checks = {
-            "special_tokens": float(tokens[0, game.encoding.special].sum()),
+            "special_tokens": float(tokens[0, game.encoding.special[: len(game.encoding)]].sum()),
             "conservation_gap": float(np.abs(tokens.sum(-1) - game.full).max()),
         }
-        return Estimate(game.sum_tokens(tokens), checks=checks)
+        return Estimate(game.aggregate(tokens), checks=checks)

@@ -30,6 +30,7 @@ class Rfem(ContributionMethod):
     """
 
     name: ClassVar[str] = "rfem"
+    signed: ClassVar[bool] = False
 
     k: float = 1.0
 

@@ -25,6 +25,7 @@ class ValueZeroing(ContributionMethod):
     """
 
     name: ClassVar[str] = "value_zeroing"
+    signed: ClassVar[bool] = False
 
     def rows(self, encoding: Encoding, positions: tuple[int, ...]) -> ContributionRows:
         """Ask for rows of the product over layers."""

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from interpreto_mlops.attributions.base import Game, Presence, as_integer, hidden
 from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
+from interpreto_mlops.attributions.recall import recalled
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.errors import InputError
-from interpreto_mlops.models.objectives import ClassObjective, InferenceMode, is_multi_label
+from interpreto_mlops.models.objectives import InferenceMode
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import Program
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Registry
-from interpreto_mlops.text.granularity import Granularity
 
 METRICS: Registry[type[FaithfulnessMetric]] = Registry("attribution metric")
 """Every metric of attributions by its registry name."""
@@ -67,8 +67,8 @@ class FaithfulnessMetric(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, TextModel) or self.model.task != "classification":
-            raise InputError(f"{self.name} needs a TextModel with a sequence classifier, not {self.model!r}")
+        if not isinstance(self.model, TextModel) or self.model.task == "encoder":
+            raise InputError(f"{self.name} needs a TextModel with a classifier or a language model, not {self.model!r}")
         object.__setattr__(self, "n_random", as_integer("n_random", self.n_random, 1))
         object.__setattr__(self, "seed", as_integer("seed", self.seed, 0))
         Replacement.resolve(self.replacement, self.model)
@@ -104,7 +104,7 @@ class FaithfulnessMetric(ABC):
             InputError: explanations whose elements are not those that this model's tokenizer gives.
         """
         before = self.model.engine.counters.copy()
-        programs = (self._program(*pair) for pair in self._encoded(explanations))
+        programs = (self._program(*pair) for pair in self._games(explanations))
         bar = tqdm(total=len(explanations), desc=self.name, unit="text", disable=hidden(progress), leave=False)
         with bar:
             scored = []
@@ -113,40 +113,29 @@ class FaithfulnessMetric(ABC):
                 bar.update()
         return self._result(explanations, scored, self.model.engine.counters.since(before).as_dict())
 
-    def _encoded(self, explanations: AttributionSet) -> Iterator[tuple[Game, Attribution]]:
-        encodings = self.model.encode(item.text for item in explanations)
-        for encoding, item in zip(encodings, explanations, strict=True):
-            granularity = Granularity.parse(item.parameters.get("granularity", "word"))
-            elements = encoding.elements(granularity)
-            if not np.array_equal(elements.spans, item.spans):
-                raise InputError(f"the elements of text {item.index} are not those of {self.model.name!r} for it")
-            yield Game(encoding, elements, Replacement.resolve(self.replacement, self.model)), item
+    def _games(self, explanations: AttributionSet) -> Iterator[tuple[Game, Attribution]]:
+        for item, question, elements in recalled(self.model, explanations):
+            # Of a continuation the prompt alone is perturbed; the target's ids stay.
+            whole = np.arange(len(elements))
+            players = whole if item.prompt_tokens is None else whole[elements.ends()[1] < item.prompt_tokens]
+            yield Game(question, elements, Replacement.resolve(self.replacement, self.model), players), item
 
     def _program(self, game: Game, item: Attribution) -> Program[_Scored | None]:
         """Score one text: the mean over its targets, for its own ranking and for random ones."""
-        if len(item) == 0 or not item.targets:
+        if game.n_players == 0 or not item.targets:
             return None
-        own = [item.ranking(target) for target in range(len(item.targets))]
+        own = [np.argsort(-item.scores[target][game.players], kind="stable") for target in range(len(item.targets))]
         orders = own + self._random_orders(game)
         blocks = [self.coalitions(order) for order in orders]
-        (logits,) = yield [game.request(np.concatenate(blocks))]
-        values = self._objective(item).score(logits).reshape(len(orders), -1, len(item.targets))
+        (read,) = yield [game.request(np.concatenate(blocks))]
+        objective = game.question.settle(read[0], InferenceMode.SOFTMAX).probability
+        values = objective.score(read).reshape(len(orders), -1, len(item.targets))
         n = game.n_players
         rankings = [np.stack([values[t, :, t] for t in range(len(own))])]  # each target's own ranking
         rankings += [values[k].T for k in range(len(own), len(orders))]
         scores = np.asarray([self.score(block, n).mean() for block in rankings])
         curves = [self.curve(block.mean(axis=0), n) for block in rankings]
         return _Scored(scores, None if curves[0] is None else np.stack([c for c in curves if c is not None]))
-
-    def _objective(self, item: Attribution) -> ClassObjective:
-        regression = len(self.model.labels) == 1 and not is_multi_label(self.model)
-        mode = InferenceMode.LOGITS if regression else InferenceMode.SOFTMAX
-        for target in item.targets:
-            if target.id >= len(self.model.labels) or self.model.labels[target.id] != target.name:
-                raise InputError(
-                    f"text {item.index} explains the class {target.name!r}, which {self.model.name!r} lacks"
-                )
-        return ClassObjective(tuple(target.id for target in item.targets), mode, is_multi_label(self.model))
 
     def _random_orders(self, game: Game) -> list[Order]:
         rng = game.generator(self.seed)

@@ -1,0 +1,79 @@
+"""From an attribution back to the question that it answers, for metrics of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from interpreto_mlops.attributions.results import Attribution
+from interpreto_mlops.errors import InputError
+from interpreto_mlops.models.encoding import Encoding
+from interpreto_mlops.models.questions import ClassQuestion, ContinuationQuestion, LabelQuestion, Question
+from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.text.granularity import Elements, Granularity
+
+
+def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[tuple[Attribution, Question, Elements]]:
+    """Yield each attribution with the question that it answers and the elements that it scores.
+
+    A classifier's texts are tokenised again, so that another model of the same classes may be asked; of a continuation
+    the very token ids are used that were explained.
+
+    Raises:
+        InputError: the model has other classes or elements, or another task, than the one that was explained.
+    """
+    if model.task == "generation":
+        for item in explanations:
+            yield item, _continuation(model, item), _stored_elements(item)
+        return
+    items = list(explanations)
+    for item, encoding in zip(items, model.encode(_raw(item) for item in items), strict=True):
+        elements = encoding.elements(Granularity.parse(item.parameters.get("granularity", "word")))
+        if not np.array_equal(elements.spans, item.spans):
+            raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")
+        yield item, _classes(model, item, encoding), elements
+
+
+def _raw(item: Attribution) -> Any:
+    if item.prompt_tokens is not None:
+        raise InputError(f"text {item.index} explains a continuation, which needs a language model")
+    if item.boundary is None:
+        return item.text
+    return item.text[: item.boundary - 1], item.text[item.boundary :]
+
+
+def _classes(model: TextModel, item: Attribution, encoding: Encoding) -> Question:
+    for target in item.targets:
+        name = target.name.rsplit(": ", 1)[-1] if target.positions else target.name
+        if target.id >= len(model.labels) or model.labels[target.id] != name:
+            raise InputError(f"text {item.index} explains the class {name!r}, which {model.name!r} lacks")
+    classes = tuple(target.id for target in item.targets)
+    if model.task == "classification":
+        return ClassQuestion(model, encoding, classes or None)
+    return LabelQuestion(model, encoding, [(target.positions, target.name) for target in item.targets], classes)
+
+
+def _continuation(model: TextModel, item: Attribution) -> ContinuationQuestion:
+    if item.ids is None or item.prompt_tokens is None:
+        raise InputError(f"text {item.index} explains no continuation, and {model.name!r} is a language model")
+    if len(item.ids) and int(item.ids.max()) >= model.embedding.weight.shape[0]:
+        raise InputError(f"text {item.index} holds token ids that {model.name!r} does not have")
+    encoding = Encoding(
+        text=item.text,
+        index=item.index,
+        ids=item.ids,
+        special=model.special_places(item.ids),
+        tokens=(),
+        offsets=None,
+        truncated=item.truncated,
+        boundary=item.boundary,
+        prompt_tokens=item.prompt_tokens,
+    )
+    return ContinuationQuestion(model, encoding, item.targets)
+
+
+def _stored_elements(item: Attribution) -> Elements:
+    assert item.of_token is not None
+    return Elements(item.elements, item.spans, item.of_token)
