@@ -169,6 +169,7 @@ class Attributor(ABC):
     def _program(self, question: Question, generation: Mapping[str, Any] | None) -> Program[Attribution]:
         """Explain one text: find its targets, let the method estimate, put the result together."""
         elements = question.encoding.elements(Granularity.parse(self.granularity))
+        question.narrow(InferenceMode.parse(self.inference_mode))
         game = Game(question, elements, Replacement.resolve(self.replacement, self.model))
         if len(elements) == 0:
             message = f"text {question.encoding.index} has nothing to attribute: {question.encoding.text[:40]!r}"
@@ -182,7 +183,7 @@ class Attributor(ABC):
         mode = InferenceMode.parse(self.inference_mode)
         full, empty = np.ones((1, game.n_players), dtype=bool), np.zeros((1, game.n_players), dtype=bool)
         if game.n_players == 0:
-            (read,) = yield [game.request(full)]
+            (read,) = yield [game.request(full, exact=1)]
             game.settle(read, mode)
             return Estimate(np.zeros((len(game.full), 0)))
         steps = self.estimate(game)
@@ -191,7 +192,7 @@ class Attributor(ABC):
             present = asked if isinstance(asked, np.ndarray) else np.zeros((0, game.n_players), dtype=bool)
             # A path has its own baseline, and some tokenizers have nothing that could stand for an empty text.
             ends = [full] if isinstance(asked, Query) and not asked.needs_empty else [full, empty]
-            (read,) = yield [game.request(np.concatenate([*ends, present]))]
+            (read,) = yield [game.request(np.concatenate([*ends, present]), exact=len(ends))]
             game.settle(read[: len(ends)], mode)
             answer: Any = game.objective.score(read[len(ends) :])
             while True:
@@ -230,7 +231,7 @@ class Attributor(ABC):
         )
 
     def _recorded(self, game: Game) -> dict[str, Any]:
-        return {**self.parameters, "replacement": str(game.replacement), "dtype": str(self.model.dtype).split(".")[-1]}
+        return {**self.parameters, "replacement": str(game.replacement), **self.model.arithmetic}
 
     def _empty(self, game: Game) -> Attribution:
         targets = game.question.expected
