@@ -1,7 +1,8 @@
-"""Shapley values from coalitions: which ones to evaluate, and how to solve for the values."""
+"""Coalitions of a text's elements: all of them, the ones worth evaluating, and Shapley values from all."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, factorial
@@ -10,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 Presence = npt.NDArray[np.bool_]
 
-_MOST_DRAWS_PER_PAIR = 64
+_MOST_DRAWS = 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Plan:
 
     present: Presence
     weights: Floats
-    pair: npt.NDArray[np.int64]
+    pair: Integers
 
 
 def all_coalitions(n: int) -> Presence:
@@ -53,6 +55,73 @@ def exact_shapley(values: Floats) -> Floats:
     return scores
 
 
+def count_coalitions(present: Presence) -> float:
+    """Return how many different coalitions there are, with the full and the empty one, which are always evaluated."""
+    n = present.shape[1]
+    ends = np.stack([np.zeros(n, dtype=bool), np.ones(n, dtype=bool)])
+    return float(len(_different(np.concatenate([ends, present]))[0]))
+
+
+def _different(rows: Presence) -> tuple[Integers, Integers]:
+    """Return where each different row stands first, in order, and which of them each row is."""
+    packed = np.packbits(rows, axis=1)
+    wide = np.zeros((len(rows), -(-packed.shape[1] // 8) * 8), dtype=np.uint8)
+    wide[:, : packed.shape[1]] = packed
+    words = wide.view(np.uint64)
+    order = np.lexsort(words.T)
+    changes = np.append(True, (words[order[1:]] != words[order[:-1]]).any(axis=1))
+    first = np.minimum.reduceat(order, np.flatnonzero(changes))
+    by_place = np.argsort(first)
+    which = np.empty(len(rows), dtype=np.int64)
+    which[order] = np.argsort(by_place)[np.cumsum(changes) - 1]
+    return first[by_place], which
+
+
+def draw_different(draw: Callable[[int], Presence], count: int) -> tuple[Presence, Floats]:
+    """Draw coalitions until `count` different ones are known.
+
+    Arguments:
+        draw: returns that many independent draws, shape (rows, n).
+        count: how many to find; fewer come back when 64 times as many draws hold fewer.
+
+    Returns:
+        The different ones in the order of their first draw, and how often each was drawn.
+    """
+    drawn = draw(count)
+    if count == 0:
+        return drawn, np.zeros(0)
+    first, which = _different(drawn)
+    while len(first) < count and len(drawn) < _MOST_DRAWS * count:
+        drawn = np.concatenate([drawn, draw(len(drawn))])
+        first, which = _different(drawn)
+    until = first[count] if len(first) > count else len(drawn)
+    counts = np.bincount(which[:until], minlength=min(count, len(first))).astype(np.float64)
+    return drawn[first[:count]], counts
+
+
+def draw_of_sizes(sizes: Integers, n: int, rng: np.random.Generator) -> Presence:
+    """Draw one coalition of each given size, uniformly, shape (len(sizes), n)."""
+    order = rng.random((len(sizes), n)).argsort(axis=1)
+    present = np.empty((len(sizes), n), dtype=bool)
+    np.put_along_axis(present, order, np.arange(n) < sizes[:, None], axis=1)
+    return present
+
+
+def draw_pairs(n: int, pairs: int, rng: np.random.Generator) -> Presence:
+    """Draw different pairs of a uniformly random coalition and its complement, without replacement.
+
+    Returns:
+        The one of each pair that player 0 is not in, shape (at most `pairs`, n).
+    """
+
+    def draw(rows: int) -> Presence:
+        present = rng.random((rows, n)) < 0.5
+        present[:, 0] = False
+        return present
+
+    return draw_different(draw, min(pairs, 2 ** (n - 1)))[0]
+
+
 def plan_coalitions(n: int, budget: int, rng: np.random.Generator) -> Plan:
     """Choose coalitions for the Shapley regression: enumerate sizes from the outside in, sample the others in pairs.
 
@@ -67,29 +136,76 @@ def plan_coalitions(n: int, budget: int, rng: np.random.Generator) -> Plan:
 
     Source: Lundberg & Lee 2017 (arXiv 1705.07874); pairs: Covert & Lee 2021 (arXiv 2012.01536).
     """
-    mass = {s: (n - 1) / (s * (n - s)) for s in range(1, n)}
-    blocks, weights = [], []
+    mass = _mass(n)
     left, first = budget, 1
     while first <= n // 2:
         sizes = sorted({first, n - first})
-        rest = sum(mass[s] for s in range(first, n - first + 1))
         count = sum(comb(n, s) for s in sizes)
-        if count > sum(mass[s] for s in sizes) / rest * left:
+        if count > mass[sizes].sum() / mass[first : n - first + 1].sum() * left:
             break
-        for s in sizes:
-            blocks.append(_of_size(n, s))
-            weights.append(np.full(comb(n, s), mass[s] / comb(n, s)))
         left, first = left - count, first + 1
-    enumerated = sum(len(block) for block in blocks)
-    sizes = list(range(first, n - first + 1))
-    pairs = left // 2 if sizes else 0
-    drawn, counts = _draw_pairs(n, np.asarray([mass[s] for s in sizes]), sizes, pairs, rng)
-    total = sum(mass[s] for s in sizes)
-    share = total * counts / (2 * max(1, counts.sum()))
+    inner = np.arange(first, n - first + 1)
+    whole = _whole(n, [s for s in range(1, n) if s < first or s > n - first])
+    if len(inner) == 0:
+        return whole
+    share = mass[inner] / mass[inner].sum()
+
+    def draw(rows: int) -> Presence:
+        present = draw_of_sizes(rng.choice(inner, size=rows, p=share), n, rng)
+        return present ^ present[:, :1]  # one name for a pair: the one of the two without player 0
+
+    drawn, counts = draw_different(draw, left // 2)
+    return _joined(whole, drawn, mass[inner].sum() * counts / (2 * max(1.0, counts.sum())))
+
+
+def plan_leverage(n: int, budget: int, rng: np.random.Generator) -> Plan:
+    """Choose coalitions for the Shapley regression by their leverage, 1 / C(n, size), in pairs without replacement.
+
+    Each size gets the number of pairs that is expected under those probabilities, rounded at random, and no more than
+    it has; its coalitions share its mass of the kernel, which undoes the sampling.
+
+    Arguments:
+        n: players, at least 2.
+        budget: evaluations beside those of the empty and the full coalition; less than 2 ** n − 2, at least 2 n.
+        rng: random numbers.
+
+    Source: Musco & Witter 2025 (arXiv 2410.01917), lemma 3.2 and algorithm 1, which draws the numbers of each size
+    independently, so that its budget is kept on average only.
+    """
+    mass = _mass(n)
+    sizes = np.arange(1, n // 2 + 1)
+    middle = 2 * sizes == n  # pairs within one size
+    there = np.asarray([comb(n, s) for s in sizes], dtype=np.float64) / np.where(middle, 2, 1)
+    taken = _numbers_of_pairs(there, np.where(middle, 0.5, 1.0), budget // 2, rng)
+    complete = taken == there
+    whole = _whole(n, [s for s in range(1, n) if complete[min(s, n - s) - 1]])
+    blocks = [_draw_size(n, int(s), int(taken[s - 1]), rng) for s in sizes[~complete]]
+    each = mass[sizes] / np.where(middle, 2, 1) / np.maximum(taken, 1)
+    weights = np.repeat(each[~complete], [len(block) for block in blocks])
+    return _joined(whole, np.concatenate([np.zeros((0, n), dtype=bool), *blocks]), weights)
+
+
+def _mass(n: int) -> Floats:
+    """Return the Shapley kernel's mass of each size, shape (n,); entry 0 is unused."""
+    s = np.arange(1, n)
+    return np.append(0.0, (n - 1) / (s * (n - s)))
+
+
+def _whole(n: int, sizes: list[int]) -> Plan:
+    """Take every coalition of some sizes."""
+    blocks = [_of_size(n, s) for s in sizes]
+    weights = [np.full(len(block), _mass(n)[s] / len(block)) for s, block in zip(sizes, blocks, strict=True)]
+    present = np.concatenate([np.zeros((0, n), dtype=bool), *blocks])
+    return Plan(present, np.concatenate([np.zeros(0), *weights]), np.full(len(present), -1))
+
+
+def _joined(whole: Plan, drawn: Presence, weights: Floats) -> Plan:
+    """Add sampled coalitions and their complements, each of the given weight, to the enumerated ones."""
+    pair = np.arange(len(drawn))
     return Plan(
-        np.concatenate([*blocks, drawn, ~drawn]) if blocks or len(drawn) else np.zeros((0, n), dtype=bool),
-        np.concatenate([*weights, share, share]),
-        np.concatenate([np.full(enumerated, -1), np.arange(len(drawn)), np.arange(len(drawn))]),
+        np.concatenate([whole.present, drawn, ~drawn]),
+        np.concatenate([whole.weights, weights, weights]),
+        np.concatenate([whole.pair, pair, pair]),
     )
 
 
@@ -100,64 +216,23 @@ def _of_size(n: int, size: int) -> Presence:
     return rows
 
 
-def _draw_pairs(
-    n: int, mass: Floats, sizes: list[int], pairs: int, rng: np.random.Generator
-) -> tuple[Presence, Floats]:
-    """Draw until `pairs` different pairs are known; return one coalition of each and how often it was drawn."""
-    counts: dict[bytes, int] = {}
-    drawn = 0
-    while len(counts) < pairs and drawn < _MOST_DRAWS_PER_PAIR * pairs:
-        size = rng.choice(sizes, size=pairs, p=mass / mass.sum())
-        rank = rng.random((pairs, n)).argsort(axis=1).argsort(axis=1)
-        rows = rank < size[:, None]
-        rows ^= rows[:, :1]  # one name for a pair: the one of the two without player 0
-        for row in rows:
-            if len(counts) == pairs and row.tobytes() not in counts:
-                break
-            counts[row.tobytes()] = counts.get(row.tobytes(), 0) + 1
-        drawn += pairs
-    known = np.frombuffer(b"".join(counts), dtype=bool).reshape(-1, n)
-    return known, np.asarray(list(counts.values()), dtype=np.float64)
+def _numbers_of_pairs(there: Floats, ratio: Floats, pairs: int, rng: np.random.Generator) -> Integers:
+    """Share pairs out over the sizes in the given ratio, none above what is there, rounded so that the sum holds."""
+    full = np.zeros(len(there), dtype=bool)
+    while True:
+        left = pairs - there[full].sum()
+        expected = np.where(full, there, ratio * left / max(ratio[~full].sum(), 0.5))
+        if not (over := (expected >= there) & ~full).any():
+            break
+        full |= over
+    bounds = np.floor(np.cumsum(np.where(full, 0.0, expected)) + rng.random())
+    return np.where(full, there, np.diff(bounds, prepend=0.0)).astype(np.int64)
 
 
-def solve_shapley(present: Presence, weights: Floats, gains: Floats, total: Floats) -> Floats:
-    """Solve the weighted least squares with the constraint that the values sum to `total`.
-
-    Arguments:
-        present: coalitions, shape (rows, n).
-        weights: shape (rows,).
-        gains: v(C) − v(empty) of each row, shape (rows, targets).
-        total: v(full) − v(empty), shape (targets,).
-
-    Returns:
-        The values, shape (targets, n); they sum to `total` whatever the rows. Source: Covert & Lee 2021, section 2.
-    """
-    last = present[:, -1:].astype(np.float64)
-    root = np.sqrt(weights)[:, None]
-    columns = (present[:, :-1] - last) * root
-    right = (gains - last * total) * root
-    others, *_ = np.linalg.lstsq(columns, right, rcond=None)
-    return np.concatenate([others, total[None] - others.sum(axis=0, keepdims=True)]).T
-
-
-def jackknife_error(plan: Plan, gains: Floats, total: Floats, groups: int = 10) -> Floats:
-    """Return the standard error of `solve_shapley` by leaving out groups of sampled pairs, shape (targets, n).
-
-    NaN when fewer than two pairs were sampled; zeros when none had to be.
-    """
-    sampled = plan.pair >= 0
-    n_pairs = int(plan.pair.max(initial=-1)) + 1
-    shape = (gains.shape[1], plan.present.shape[1])
-    if n_pairs < 2:
-        return np.full(shape, np.nan if n_pairs else 0.0)
-    groups = min(groups, n_pairs)
-    mass = plan.weights[sampled].sum()
-    solutions = []
-    for group in range(groups):
-        keep = ~sampled | (plan.pair % groups != group)
-        weights = plan.weights.copy()
-        weights[sampled] *= mass / weights[sampled & keep].sum()
-        solutions.append(solve_shapley(plan.present[keep], weights[keep], gains[keep], total))
-    spread = np.stack(solutions)
-    error: Floats = np.sqrt((groups - 1) / groups * ((spread - spread.mean(axis=0)) ** 2).sum(axis=0))
-    return error
+def _draw_size(n: int, size: int, count: int, rng: np.random.Generator) -> Presence:
+    """Draw different coalitions of one size; of half the players, only such without player 0."""
+    if 2 * size == n:
+        return np.pad(_draw_size(n - 1, size, count, rng), ((0, 0), (1, 0)))
+    if comb(n, size) <= 4 * count:
+        return _of_size(n, size)[rng.choice(comb(n, size), size=count, replace=False)]
+    return draw_different(lambda rows: draw_of_sizes(np.full(rows, size), n, rng), count)[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from interpreto_mlops.attributions.aggregation import Aggregation, aggregate
 from interpreto_mlops.attributions.results import Floats
 from interpreto_mlops.models.objectives import InferenceMode, Objective
 from interpreto_mlops.models.questions import Question
@@ -86,11 +87,9 @@ class Game:
         """Return random numbers that depend on the seed and this text alone."""
         return np.random.default_rng(self.encoding.seed(seed))
 
-    def sum_tokens(self, token_scores: Floats) -> Floats:
-        """Sum token scores, shape (..., tokens), over the tokens of each player, shape (..., players)."""
-        member = self.of_token[:, None] == np.arange(self.n_players)
-        scores: Floats = token_scores @ member.astype(np.float64)
-        return scores
+    def aggregate(self, token_scores: Floats, how: Aggregation = Aggregation.SUM) -> Floats:
+        """Aggregate token scores, shape (..., tokens), over the tokens of each player, shape (..., players)."""
+        return aggregate(token_scores, self.of_token, self.n_players, how)
 
     def matrix(self, scores: Floats) -> Floats:
         """Put the players' scores, shape (targets, players), into the matrix of all elements.

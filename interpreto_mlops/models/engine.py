@@ -38,6 +38,7 @@ from interpreto_mlops.models.text_model import TextModel
 R = TypeVar("R")
 
 _WINDOW = 32  # batches' worth of rows that wait together, so that rows of like length meet
+_CALL_SHARE = 25  # a call costs as much as this part of a full batch, however few rows it has: measured on a CPU
 # What torch says of it on a GPU, and on a CPU under Linux and elsewhere.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 _OPEN = 1024  # programs under way at once; those whose rows all stand in the table add no waiting tokens
@@ -349,17 +350,26 @@ class _Work:
         if not self.sorted:
             self.rows.sort(key=_order)
             self.sorted = True
-        kind, longest = self.rows[-1].kind, self.rows[-1].length
-        batch: list[_Row] = []
-        numbers = 0
-        while self.rows and self.rows[-1].kind == kind:
-            numbers += self.rows[-1].numbers
-            full = (len(batch) + 1) * longest > self.engine.token_budget or numbers > self.most_numbers
-            if batch and full:
-                break
-            batch.append(self.rows.pop())
+        batch = self.rows[-self._batch_size() :][::-1]
+        del self.rows[-len(batch) :]
         self.tokens -= sum(row.length for row in batch)
         return batch
+
+    def _batch_size(self) -> int:
+        """Return how many of the longest rows make the batch of the best rate, within the budget."""
+        kind, longest = self.rows[-1].kind, self.rows[-1].length
+        call = self.engine.token_budget / _CALL_SHARE
+        tokens, numbers, best, size = 0, 0, 0.0, 1
+        for count in range(1, min(len(self.rows), self.engine.token_budget // longest) + 1):
+            row = self.rows[-count]
+            numbers += row.numbers
+            if row.kind != kind or (numbers > self.most_numbers and count > 1):
+                break
+            tokens += row.length
+            rate = tokens / (count * longest + call)
+            if rate >= best:
+                best, size = rate, count
+        return size
 
     def _run_batch(self, batch: list[_Row]) -> None:
         with self.model.evaluating():
@@ -433,8 +443,8 @@ class _Work:
         # Only now: when memory ran out above, the whole batch comes again, and nothing may have been counted yet.
         start = 0
         for (sums, points), block in zip(groups.items(), scalars, strict=True):
-            for target in range(block.shape[1]):
-                sums.add(points, target, gradients[target][start : start + len(points)], block[:, target].detach())
+            own = [each[start : start + len(points)] for each in gradients[: block.shape[1]]]
+            sums.add(points, own, block.detach())
             start += len(points)
 
     def _deliver(self, batch: Sequence[_Row]) -> None:

@@ -128,7 +128,7 @@ class PrefixGroup:
         values = self.known.repeat(len(batch.rows), 1)
         per_token = values.shape[1] // len(self.readout.ids)
         for value, new, row in zip(values.unflatten(1, (-1, per_token)), read, batch.rows, strict=True):
-            late = [position >= batch.start for position in row.readout.positions]
+            late = [position >= batch.start for position in cast(TokenScores, row.readout).positions]
             value[late] = new.unflatten(0, (-1, per_token))[: sum(late)]
         return values
 

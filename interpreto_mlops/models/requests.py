@@ -158,8 +158,8 @@ class GradientRequest:
             (r,), to those points, shape (r, tokens, width), on the model's device.
         weights: the weight of each point in the sums, shape (points,).
         objective: maps what was read, shape (r, read), to the scalars to differentiate, shape (r, targets).
-        n_targets: how many scalars that are.
         powers: the powers of the gradient whose weighted sums are wanted.
+        variance: whether the weighted population variance of the gradient is wanted, too.
         readout: what to read from the model.
     """
 
@@ -168,8 +168,8 @@ class GradientRequest:
     points: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     weights: Floats
     objective: Callable[[torch.Tensor], torch.Tensor]
-    n_targets: int
     powers: tuple[int, ...] = (1,)
+    variance: bool = False
     readout: Readout = field(default_factory=ClassLogits)
 
 
@@ -181,11 +181,13 @@ class GradientResult:
         moments: the weighted sums over points of gradient ** power, shape (powers, targets, tokens, width).
         values: the objective at each point, shape (points, targets).
         anchors: the embeddings of the anchors, shape (anchors, tokens, width).
+        variance: of the gradient over points, shape (targets, tokens, width), when asked for; 0 for a single point.
     """
 
     moments: Floats
     values: Floats
     anchors: Floats
+    variance: Floats | None = None
 
 
 Request = ScoreRequest | GradientRequest

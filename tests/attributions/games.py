@@ -7,6 +7,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from interpreto_mlops.attributions import Attributor, Estimate
 from interpreto_mlops.models.text_model import TextModel
 
 
@@ -15,7 +16,10 @@ class ToyConfig(PretrainedConfig):
 
 
 class ToyForSequenceClassification(PreTrainedModel):
-    """Logits (y, -y), y a function of one number a token; the numbers of pad, unk and mask are 0."""
+    """Logits (y, -y), y a function of one number a token; the numbers of pad, unk and mask are 0.
+
+    `random`, `dummy` and `symmetric` read a table by which tokens are there: those numbers are not 0.
+    """
 
     config_class = ToyConfig
 
@@ -41,9 +45,60 @@ class ToyForSequenceClassification(PreTrainedModel):
         elif self.kind == "quad":
             y = s.sum(-1) + s[:, 0] * s[:, 1] + s[:, 1] * s[:, 2] * s[:, 3] / 2
         else:
-            bits = (s != 0).long() * 2 ** torch.arange(s.shape[1])
+            present = (s != 0).long()
+            if self.kind == "dummy":  # the third token changes nothing
+                present[:, 2] = 0
+            elif self.kind == "symmetric":  # only how many of the first two tokens are there matters
+                present[:, :2] = present[:, :2].sort(dim=1).values
+            bits = present * 2 ** torch.arange(s.shape[1])
             y = self.table[bits.sum(-1)] + 0 * s.sum(-1)
         return SequenceClassifierOutput(logits=torch.stack([y, -y], dim=-1))
+
+
+class TableGame:
+    """A game of n players given by its values: what a method's `estimate` needs of a text, without a model.
+
+    Arguments:
+        values: of every coalition, in the order of `all_coalitions`, shape (2 ** n, targets).
+        valid: which players each target can see, shape (targets, n): its values are made to depend on those alone.
+    """
+
+    def __init__(self, values: np.ndarray, valid: np.ndarray | None = None) -> None:
+        self.n_players = len(values).bit_length() - 1
+        self.valid = np.ones((values.shape[1], self.n_players), dtype=bool) if valid is None else valid
+        self.values = np.stack([values[np.arange(len(values)) & bits(see), t] for t, see in enumerate(self.valid)], 1)
+        self.empty, self.full = self.values[[0, -1]]
+        self.asked: list[np.ndarray] = []
+
+    def generator(self, seed: int) -> np.random.Generator:
+        return np.random.default_rng(seed)
+
+    def play(self, explainer: Attributor) -> Estimate:
+        steps = explainer.estimate(self)
+        try:
+            present = next(steps)
+            while True:
+                self.asked.append(present)
+                present = steps.send(self.values[bits(present)])
+        except StopIteration as stop:
+            return stop.value
+
+
+def bits(present: np.ndarray) -> np.ndarray:
+    return present @ (1 << np.arange(present.shape[-1]))
+
+
+def smooth(n: int, targets: int = 1, seed: int = 0) -> np.ndarray:
+    """Values of a game with interactions of two and three players, shape (2 ** n, targets)."""
+    rng = np.random.default_rng(seed)
+    present = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(np.float64)
+    values = present @ rng.normal(size=(n, targets))
+    for _ in range(3 * n):
+        for size in (2, 3):
+            values += (
+                present[:, rng.choice(n, size, replace=False)].prod(1, keepdims=True) * rng.normal(size=targets) / 3
+            )
+    return values
 
 
 def toy(kind: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> TextModel:

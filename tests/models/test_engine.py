@@ -111,7 +111,6 @@ def gradient_program(encoding, n_points, powers=(1,)):
         points,
         np.full(n_points, 1 / n_points),
         lambda read: read[:, [0, 2]],
-        2,
         powers,
     )
     (answer,) = yield [request]
