@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.gradient_sums import GradientSums, PointScores, padded
+from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
     EmbeddingRequest,
     Floats,
@@ -109,6 +110,7 @@ class _Row:
     key: bytes | None = None
     waiters: list[tuple[_Task, int]] = field(default_factory=list)
     point: int = -1
+    rules: str | None = None
 
     @property
     def stage(self) -> int:
@@ -116,8 +118,8 @@ class _Row:
         return 0 if self.key is not None else 1 + isinstance(self.waiters[0][0].output, GradientSums)
 
     @property
-    def kind(self) -> tuple[int, type[Readout]]:
-        return self.stage, type(self.readout)
+    def kind(self) -> tuple[int, type[Readout], str | None]:
+        return self.stage, type(self.readout), self.rules
 
 
 class Engine:
@@ -221,18 +223,18 @@ class _Work:
             task = _Task(request, slot, missing=request.n_points, output=PointScores(self.model, request))
         else:
             task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
+        rules = None if isinstance(request, EmbeddingRequest) else request.rules
         self.engine.counters.evaluations_asked += task.missing
         for point in range(task.missing):
             ids = request.anchors[0]
-            self._wait(_Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point))
+            row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point, rules)
+            self._wait(row)
         return task
 
     def _open_scores(self, request: ScoreRequest, slot: _Slot[Any]) -> _Task:
         task = _Task(request, slot, missing=len(request.rows), output=[None] * len(request.rows))
         self.engine.counters.evaluations_asked += len(request.rows)
-        for place, ids in enumerate(request.rows):
-            readout = request.readout_of(place)
-            key = self._key(request.encoding, ids, readout)
+        for place, (ids, key) in enumerate(zip(request.rows, self._keys(request), strict=True)):
             if (known := self.table.get(key)) is not None:
                 self.table.move_to_end(key)
                 task.output[place] = known
@@ -240,20 +242,30 @@ class _Work:
             elif (row := self.pending.get(key)) is not None:
                 row.waiters.append((task, place))
             else:
-                row = _Row(len(ids), request.encoding, readout, ids, key, [(task, place)])
+                row = _Row(len(ids), request.encoding, request.readout_of(place), ids, key, [(task, place)])
                 self.pending[key] = row
                 self._wait(row)
         return task
 
-    def _key(self, encoding: Encoding, ids: Ids, readout: Readout) -> bytes:
-        """Name a row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
-        digest = hashlib.blake2b(f"{readout!r}:{len(ids)}:".encode(), digest_size=16)
-        digest.update(ids.tobytes())
-        if encoding.token_type_ids is not None:
-            digest.update(encoding.token_type_ids[: len(ids)].tobytes())
-        if self.model.ids_to_show(encoding.ids, ids) is not ids:
-            digest.update(encoding.ids.tobytes())
-        return digest.digest()
+    def _keys(self, request: ScoreRequest) -> Iterator[bytes]:
+        """Name each row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
+        encoding = request.encoding
+        starts: dict[tuple[int, int], Any] = {}
+        hidden = self.model.rows_not_shown(encoding.ids, request.rows)
+        for place, (ids, is_hidden) in enumerate(zip(request.rows, hidden, strict=True)):
+            readout = request.readout_of(place)
+            # What the rows of a request have in common is written once.
+            start = starts.get((id(readout), len(ids)))
+            if start is None:
+                start = hashlib.blake2b(f"{readout!r}:{len(ids)}:".encode(), digest_size=16)
+                if encoding.token_type_ids is not None:
+                    start.update(encoding.token_type_ids[: len(ids)].tobytes())
+                starts[id(readout), len(ids)] = start
+            digest = start.copy()
+            digest.update(ids.tobytes())
+            if is_hidden:
+                digest.update(encoding.ids.tobytes())
+            yield digest.digest()
 
     def _wait(self, row: _Row) -> None:
         self.rows.append(row)
@@ -327,7 +339,8 @@ class _Work:
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
             assert row.key is not None
-            value = value[: row.readout.width]
+            # A copy: the rest of the batch, padding included, is not kept with it.
+            value = value[: row.readout.width].copy()
             self.table[row.key] = value
             del self.pending[row.key]
             for task, place in row.waiters:
@@ -365,7 +378,11 @@ class _Work:
             inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
             leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
             leaf.requires_grad_(True)
-            with kind.embeddings_replaced(self.model, leaf, readouts):
+            rules = batch[0].rules
+            with (
+                kind.embeddings_replaced(self.model, leaf, readouts),
+                relevance_rules(self.model.model, rules) if rules else nullcontext(),
+            ):
                 read = kind.read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
@@ -408,7 +425,7 @@ class _Work:
             raise OutOfMemoryError(
                 f"text {row.encoding.index} with {row.length} tokens does not fit in memory"
             ) from error
-        self.engine.token_budget = max(batch[0].length, self.engine.token_budget // 2)
+        self.engine.token_budget = max(batch[0].length, len(batch) * batch[0].length // 2)
         for row in batch:
             self._wait(row)
 

@@ -112,6 +112,11 @@ class TextModel:
         return any(base.__name__.endswith(ending) for base in type(self.model).__mro__)
 
     @cached_property
+    def is_causal(self) -> bool:
+        """Whether every position sees only itself and those before it."""
+        return _is_causal(self.model)
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, by id."""
         names = {int(i): str(label) for i, label in (self.model.config.id2label or {}).items()}
@@ -164,10 +169,17 @@ class TextModel:
         A padding id put in place of a token would move the pooled position of decoder classifiers and the position ids
         of RoBERTa's kin; then the model sees the original ids, and the changed embeddings come in by a hook.
         """
+        return original if self.rows_not_shown(original, [changed])[0] else changed
+
+    def rows_not_shown(self, original: Ids, rows: Sequence[Ids] | Ids) -> list[bool]:
+        """Return in the place of which rows the model sees the original ids; see `ids_to_show`."""
         padding = self._padding_id
-        if padding is None or len(original) != len(changed) or not ((changed == padding) & (original != padding)).any():
-            return changed
-        return original
+        if padding is None:
+            return [False] * len(rows)
+        if isinstance(rows, np.ndarray) and rows.shape[1] == len(original):
+            moved: list[bool] = ((rows == padding) & (original != padding)).any(axis=1).tolist()
+            return moved
+        return [len(row) == len(original) and bool(((row == padding) & (original != padding)).any()) for row in rows]
 
     @cached_property
     def decoder_start_id(self) -> int:
@@ -315,7 +327,7 @@ class TextModel:
 
         Encoders of RoBERTa's kind count positions themselves, from the padding id, and get none.
         """
-        causal = "position_ids" in self.accepts and _is_causal(self.model)
+        causal = "position_ids" in self.accepts and self.is_causal
         mask = batch.get("attention_mask")
         if not causal or mask is None or "position_ids" in batch or bool(mask[:, 0].all()):
             return batch
