@@ -219,6 +219,7 @@ class _Work:
     def _open(self, request: Request, slot: _Slot[Any]) -> _Task:
         if isinstance(request, ScoreRequest):
             return self._open_scores(request, slot)
+        rules = None if isinstance(request, EmbeddingRequest) else request.rules
         if isinstance(request, EmbeddingRequest):
             task = _Task(request, slot, missing=request.n_points, output=PointScores(self.model, request))
         else:
