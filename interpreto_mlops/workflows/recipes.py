@@ -90,10 +90,13 @@ class AttributeRecipe(_Recipe):
 
         Raises:
             UnknownNameError: one that is not there.
-            InputError: a method or metric twice, or one target for all texts beside a column of them.
+            InputError: a method or metric twice, a metric that needs more than a model and explanations, or one target
+                for all texts beside a column of them.
         """
         kinds = {name: METHODS.get(name) for name in self.methods}
         metrics = {name: METRICS.get(name) for name in self.metrics}
+        for name in metrics:
+            check_alone(name)
         for what, names in (("method", self.methods), ("metric", self.metrics)):
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise InputError(f"the {what} {twice[0]!r} is given twice")
@@ -145,6 +148,21 @@ class ConceptsRecipe(_Recipe):
         self._check_options(families)
         if any("seed" in given for given in self.options.values()):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
+
+
+def check_alone(name: str) -> None:
+    """Refuse a metric that needs more than a model and explanations.
+
+    Raises:
+        UnknownNameError: there is no such metric.
+        InputError: it needs an explainer or rationales, which only a call in Python can give.
+    """
+    metric = METRICS.get(name)
+    if metric.needs:
+        able = ", ".join(repr(known) for known, kind in METRICS.items() if not kind.needs)
+        raise InputError(
+            f"the metric {name!r} needs {metric.needs}, which only Python's `evaluate` can give; use {able}"
+        )
 
 
 def check_options(kind: Any, name: str, options: Mapping[str, Any]) -> None:

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from interpreto_mlops.attributions import METHODS, Attribution, AttributionSet, Attributor
 from interpreto_mlops.attributions.base import hidden
-from interpreto_mlops.attributions.metrics import METRICS, FaithfulnessMetric, MetricResult
+from interpreto_mlops.attributions.metrics import METRICS, MetricResult, TextMetric
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.engine import Engine
 from interpreto_mlops.models.text_model import TextModel
-from interpreto_mlops.workflows.recipes import check_options, parameters_of
+from interpreto_mlops.workflows.recipes import check_alone, check_options, parameters_of
 
-Metric = FaithfulnessMetric
+Metric = TextMetric
 Options = Mapping[str, Mapping[str, Any]]
 
 # The engine's table holds the rows of some 30 texts under many methods and metrics at default settings.
@@ -70,9 +70,14 @@ def build_metrics(
 
     Raises:
         UnknownNameError: a name or a parameter that is not known.
-        InputError: the same metric twice.
+        InputError: the same metric twice, or one that needs more than a model and explanations.
     """
-    built = [_built(METRICS.get(m), model, common, options) if isinstance(m, str) else m for m in metrics]
+    built: list[Metric] = []
+    for metric in metrics:
+        if isinstance(metric, str):
+            check_alone(metric)
+            metric = _built(METRICS.get(metric), model, common, options)
+        built.append(metric)
     names = [metric.name for metric in built]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"the metric {twice[0]!r} is given twice; a comparison has each metric once")
@@ -202,18 +207,19 @@ def joined(parts: Sequence[MetricResult]) -> MetricResult:
         values=np.concatenate([part.values for part in parts]),
         random_values=np.concatenate([part.random_values for part in parts]),
         better_than_random=np.concatenate([part.better_than_random for part in parts]),
-        curve=_mean_curve([part.curve for part in parts], scored),
-        random_curve=_mean_curve([part.random_curve for part in parts], scored),
+        curve=_mean_of([part.curve for part in parts], scored),
+        random_curve=_mean_of([part.random_curve for part in parts], scored),
+        random_draws=_mean_of([part.random_draws for part in parts], scored),
         skipped=dict(skipped),
         counters=_rated(counters),
     )
 
 
-def _mean_curve(curves: Sequence[Any], weights: Any) -> Any:
-    known = [(curve, weight) for curve, weight in zip(curves, weights, strict=True) if curve is not None and weight > 0]
+def _mean_of(arrays: Sequence[Any], weights: Any) -> Any:
+    known = [(array, weight) for array, weight in zip(arrays, weights, strict=True) if array is not None and weight > 0]
     if not known:
         return None
-    return np.average([curve for curve, _ in known], axis=0, weights=[weight for _, weight in known])
+    return np.average([array for array, _ in known], axis=0, weights=[weight for _, weight in known])
 
 
 def _rated(counters: Mapping[str, float]) -> dict[str, float]:

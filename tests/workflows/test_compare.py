@@ -335,3 +335,22 @@ def test_results_join_as_if_they_were_one(tiny_model, many):
     assert parts.better_than_random == pytest.approx(whole.better_than_random)
     assert parts.curve == pytest.approx(whole.curve, abs=1e-5)
     assert parts.interval() == pytest.approx(whole.interval(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plausibility", "max_sensitivity", "sanity_check"])
+def test_a_metric_that_needs_more_is_refused_before_anything_runs(tiny_model, name):
+    with pytest.raises(InputError, match=f"the metric '{name}' needs .*, which only Python's `evaluate` can give"):
+        together.build_metrics(tiny_model(), [name], {}, {})
+    with pytest.raises(InputError, match=f"the metric '{name}' needs"):
+        recipe = {"kind": "attribute", "model": "x", "data": "y", "text_column": "text", "metrics": [name]}
+        parse_recipe(recipe).check()
+
+
+def test_the_random_draws_of_joined_results_are_those_of_all_texts(tiny_model, many):
+    model = tiny_model()
+    metric, explained = Deletion(model, **FEW), Occlusion(model)(many)
+    whole = metric(explained)
+    again = joined([metric(explained[:5]), metric(explained[5:6]), metric(explained[6:])])
+    np.testing.assert_allclose(again.random_draws, whole.random_draws, atol=1e-6)
+    assert again.random_mean == pytest.approx(whole.random_mean, abs=1e-6)
+    assert again.z == pytest.approx(whole.z, rel=1e-3)
