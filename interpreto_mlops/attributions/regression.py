@@ -73,13 +73,24 @@ def jackknife_error(plan: Plan, gains: Floats, total: Floats, valid: Presence, *
     error = np.zeros(valid.shape)
     for targets, seen in by_view(valid):
         columns, right = _without_constraint(plan.present[:, seen], gains[:, targets], total[targets])
-        weighted = weights[:, :, None] * columns
-        inverse = np.linalg.pinv(weighted.transpose(0, 2, 1) @ columns, rcond=_CUTOFF, hermitian=True)
-        others = inverse @ (weighted.transpose(0, 2, 1) @ right)
+        weighted = (weights[:, :, None] * columns).transpose(0, 2, 1)
+        others = _solve_normal(weighted @ columns, weighted @ right)
         spread = _with_total(others.transpose(0, 2, 1), total[targets])
         square = ((spread - spread.mean(axis=0)) ** 2).sum(axis=0)
         error[np.ix_(targets, seen)] = np.sqrt((len(weights) - 1) / len(weights) * square)
     return error
+
+
+def _solve_normal(squares: Floats, right: Floats) -> Floats:
+    """Solve normal equations of columns that sum to 0 by row, shape (..., n, n) and (..., n, targets).
+
+    The direction that such columns leave open gets a weight, any other so little that it is 0 but for rounding: much
+    faster than a pseudo-inverse, and good enough for standard errors.
+    """
+    n = squares.shape[-1]
+    scale = np.trace(squares, axis1=-2, axis2=-1)[..., None, None] / n
+    scale = np.where(scale > 0, scale, 1.0)
+    return np.linalg.solve(squares + scale * (1 / n + _CUTOFF * np.eye(n)), right)
 
 
 def _left_out(plan: Plan, groups: int) -> Floats:
