@@ -147,6 +147,9 @@ class ConceptsRecipe(_Recipe):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
 
 
+_NO_PARAMETERS = {"model", "explainer", "rationales"}
+
+
 def check_options(kind: Any, name: str, options: Mapping[str, Any]) -> None:
     """Refuse parameters that a method, metric or dictionary does not have.
 
@@ -161,7 +164,7 @@ def check_options(kind: Any, name: str, options: Mapping[str, Any]) -> None:
 
 def parameters_of(kind: Any) -> list[str]:
     """Return the names of the parameters that a method, metric or dictionary can be given, sorted."""
-    return sorted({each.name for each in dataclasses.fields(kind) if each.init} - {"model"})
+    return sorted({each.name for each in dataclasses.fields(kind) if each.init} - _NO_PARAMETERS)
 
 
 def parse_options(settings: Iterable[str]) -> dict[str, dict[str, Any]]:

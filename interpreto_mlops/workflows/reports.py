@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 
@@ -220,12 +221,13 @@ def _attribution_rows(comparison: Comparison) -> tuple[list[str], list[list[str]
         higher = next(row["higher_is_better"] for (_, name), row in known.items() if name == metric)
         heads.append(f"{metric} {arrow(higher)}")
     for label in comparison.explanations:
-        cells = [known[label, metric] for metric in metrics]
-        rows.append(
-            [label]
-            + [f"{c['mean']:.3f} ({c['low']:.3f} … {c['high']:.3f}, random {c['random_mean']:.3f})" for c in cells]
-        )
+        cells = [known.get((label, metric)) for metric in metrics]
+        rows.append([label, *("–" if cell is None else _markdown_score(cell) for cell in cells)])
     return heads, rows
+
+
+def _markdown_score(row: Mapping[Any, Any]) -> str:
+    return f"{row['mean']:.3f} ({row['low']:.3f} … {row['high']:.3f}, random {row['random_mean']:.3f})"
 
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
