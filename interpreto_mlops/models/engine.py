@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.gradient_sums import GradientSums, PointScores, padded
+from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
     EmbeddingRequest,
     Floats,
@@ -109,6 +110,7 @@ class _Row:
     key: bytes | None = None
     waiters: list[tuple[_Task, int]] = field(default_factory=list)
     point: int = -1
+    rules: str | None = None
 
     @property
     def stage(self) -> int:
@@ -116,8 +118,8 @@ class _Row:
         return 0 if self.key is not None else 1 + isinstance(self.waiters[0][0].output, GradientSums)
 
     @property
-    def kind(self) -> tuple[int, type[Readout]]:
-        return self.stage, type(self.readout)
+    def kind(self) -> tuple[int, type[Readout], str | None]:
+        return self.stage, type(self.readout), self.rules
 
 
 class Engine:
@@ -217,6 +219,7 @@ class _Work:
     def _open(self, request: Request, slot: _Slot[Any]) -> _Task:
         if isinstance(request, ScoreRequest):
             return self._open_scores(request, slot)
+        rules = None if isinstance(request, EmbeddingRequest) else request.rules
         if isinstance(request, EmbeddingRequest):
             task = _Task(request, slot, missing=request.n_points, output=PointScores(self.model, request))
         else:
@@ -224,7 +227,8 @@ class _Work:
         self.engine.counters.evaluations_asked += task.missing
         for point in range(task.missing):
             ids = request.anchors[0]
-            self._wait(_Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point))
+            row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point, rules)
+            self._wait(row)
         return task
 
     def _open_scores(self, request: ScoreRequest, slot: _Slot[Any]) -> _Task:
@@ -327,7 +331,8 @@ class _Work:
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
             assert row.key is not None
-            value = value[: row.readout.width]
+            # A copy: the rest of the batch, padding included, is not kept with it.
+            value = value[: row.readout.width].copy()
             self.table[row.key] = value
             del self.pending[row.key]
             for task, place in row.waiters:
@@ -365,7 +370,11 @@ class _Work:
             inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
             leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
             leaf.requires_grad_(True)
-            with kind.embeddings_replaced(self.model, leaf, readouts):
+            rules = batch[0].rules
+            with (
+                kind.embeddings_replaced(self.model, leaf, readouts),
+                relevance_rules(self.model.model, rules) if rules else nullcontext(),
+            ):
                 read = kind.read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
@@ -408,7 +417,7 @@ class _Work:
             raise OutOfMemoryError(
                 f"text {row.encoding.index} with {row.length} tokens does not fit in memory"
             ) from error
-        self.engine.token_budget = max(batch[0].length, self.engine.token_budget // 2)
+        self.engine.token_budget = max(batch[0].length, len(batch) * batch[0].length // 2)
         for row in batch:
             self._wait(row)
 

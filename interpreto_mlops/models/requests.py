@@ -141,6 +141,7 @@ class GradientRequest:
         powers: the powers of the gradient whose weighted sums are wanted.
         variance: whether the weighted population variance of the gradient is wanted, too.
         readout: what to read from the model.
+        rules: the rules of relevance propagation to differentiate by (`attn_lrp`, `cp_lrp`), or None for gradients.
     """
 
     encoding: Encoding
@@ -151,6 +152,7 @@ class GradientRequest:
     powers: tuple[int, ...] = (1,)
     variance: bool = False
     readout: Readout = field(default_factory=ClassLogits)
+    rules: str | None = None
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def test_points_are_scored_in_any_company(tiny_model, texts, architecture):
         results = yield [
             EmbeddingRequest(encoding, encoding.ids[None], points, 3),
             ScoreRequest(encoding, encoding.ids[None]),
-            GradientRequest(encoding, encoding.ids[None], points, np.ones(2), lambda read: read[:, :1], 1),
+            GradientRequest(encoding, encoding.ids[None], points, np.ones(2), lambda read: read[:, :1]),
         ]
         return results
 
