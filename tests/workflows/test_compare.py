@@ -382,7 +382,9 @@ def writer():
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0)
+        config = GPT2Config(
+            vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
+        )
         network = GPT2LMHeadModel(config).eval()
         with torch.no_grad():
             for parameter in network.parameters():
@@ -414,8 +416,11 @@ def test_a_language_models_continuations_go_through_the_command_to_the_page(writ
     items = AttributionSet.load(folder)
     for item in items:
         assert len(item.targets) == 4
-        first = len(item) - 4
-        assert np.isnan(item.scores).tolist() == [[j >= first + t for j in range(len(item))] for t in range(4)]
+        # What a target can see grows from the prompt on; a token without text is no element.
+        seen = item.valid.sum(axis=1)
+        assert item.valid.tolist() == [[j < n for j in range(len(item))] for n in seen]
+        assert seen[0] == (item.spans[:, 0] < item.boundary).sum()
+        assert (np.diff(seen) >= 0).all()
     page = assert_harmless((folder / "attributions.html").read_text(encoding="utf-8"))
     assert len(page.find("td", "cell")) == sum(item.scores.size for item in items)
     examples = json.loads((folder / "examples.json").read_text())
