@@ -19,6 +19,9 @@ from interpreto_mlops.errors import InputError
 ALPHA = 0.05
 """Differences whose corrected p-value is below it are called significant."""
 
+FEWEST = 6
+"""With fewer texts than these no paired test can give a p-value below `ALPHA`: 2 / 2 ** 5 is above it."""
+
 TABLE_COLUMNS = (
     "method",
     "metric",

@@ -86,7 +86,8 @@ def methods_table(comparison: Comparison, links: Mapping[str, str] | None = None
         )
     about = (
         "Mean over the texts; beneath, its 95 % bootstrap interval, and random rankings of the same texts. "
-        f"★ best mean, ≈ not significantly different from it (paired tests, Holm's correction, {100 * ALPHA:.0f} %)."
+        "★ best mean; ≈ not significantly different from it, or from random "
+        f"(paired tests, Holm's correction, {100 * ALPHA:.0f} %)."
     )
     return Table(columns, rows, about if metrics else "")
 
@@ -108,7 +109,7 @@ def _random_note(row: Mapping[Any, Any]) -> str:
     if math.isnan(row["random_mean"]):
         return ""
     better = (row["mean"] > row["random_mean"]) == row["higher_is_better"]
-    how = "no better than " if row["p_random"] >= ALPHA else "" if better else "worse than "
+    how = "≈ " if row["p_random"] >= ALPHA else "" if better else "worse than "
     return f"\n{how}random {number(row['random_mean'])}"
 
 

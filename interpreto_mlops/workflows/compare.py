@@ -20,6 +20,7 @@ from interpreto_mlops.workflows.reports import report_run, write_report
 from interpreto_mlops.workflows.together import build_methods, build_metrics, explain_together
 
 _METHODS = ("occlusion", "integrated_gradients", "kernel_shap")
+_LONGEST = 300
 _METRICS = ("insertion", "deletion", "comprehensiveness", "sufficiency")
 
 
@@ -149,4 +150,11 @@ def _command(plan: Plan) -> str:
     lines = ["interpreto_mlops.compare_methods(", "    model,", "    texts,"]
     for name, given in (("methods", plan.methods.values()), ("metrics", next(iter(plan.metrics.values())))):
         lines += [f"    {name}=[", *(f"        {each!r}," for each in given), "    ],"]
+    said = {name: value for name, value in plan.call.items() if value is not None and value is not False}
+    lines += [f"    {name}={_short(value)}," for name, value in said.items()]
     return "\n".join([*lines, ")"])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

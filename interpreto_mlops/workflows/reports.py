@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from interpreto_mlops.attributions.comparison import Comparison
+from interpreto_mlops.attributions.comparison import FEWEST, Comparison
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.runs import RunLog, run
@@ -172,8 +172,13 @@ def _attribution_lead(comparison: Comparison) -> str:
         lead = f"{first[0]} is the best of {n_methods} methods by {by}."
     else:
         lead = f"{', '.join(first[:-1])} and {first[-1]} are the best of {n_methods} methods, by {by} each."
-    significant = int((comparison.pairs["better"] != "").sum())
-    return f"{lead} {significant} of {len(comparison.pairs)} paired differences are significant."
+    if comparison.pairs.empty:
+        return lead
+    significant, count = int((comparison.pairs["better"] != "").sum()), len(comparison.pairs)
+    most = int(comparison.pairs["texts"].max())
+    if most < FEWEST:
+        return f"{lead} {most} texts are too few for any paired difference to be significant; it takes {FEWEST}."
+    return f"{lead} {significant} of {count} paired differences are significant."
 
 
 def _concept_lead(cells: Sequence[ConceptCell]) -> str:

@@ -280,6 +280,17 @@ def test_a_comparison_shows_itself_in_a_notebook(tiny_model, many):
         found.plot("money")
 
 
+def test_too_few_texts_are_said_to_be_too_few(tiny_model, many, database):
+    client = client_of(database)
+    for n, words in ((5, "5 texts are too few"), (8, "of 1 paired differences are significant")):
+        found = im.compare_methods(
+            tiny_model(), many[:n], ["occlusion", "saliency"], ["deletion"], tracking_uri=database, targets=1, **FEW
+        )
+        report = client.get_run(found.report_run_id)
+        assert words in report.data.tags["mlflow.note.content"]
+        assert "targets=1" in report.data.tags["interpreto.command"]
+
+
 def test_targets_may_come_from_a_column(tiny_model, many, database, tmp_path):
     model = tiny_model()
     model.model.save_pretrained(tmp_path / "model")
