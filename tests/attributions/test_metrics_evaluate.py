@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,8 +51,9 @@ def test_the_metrics_of_rankings_cost_what_deletion_and_insertion_cost(tiny_mode
 def test_sharing_does_not_depend_on_how_many_texts_there_are(tiny_model, monkeypatch):
     """More rows than the engine's table holds: metrics of a text run together, so nothing is lost between them."""
     from interpreto_mlops.models import engine
+    from interpreto_mlops.models.coalition_table import CoalitionTable
 
-    monkeypatch.setattr(engine, "_TABLE_ROWS", 400)
+    monkeypatch.setattr(engine, "CoalitionTable", partial(CoalitionTable, most_bytes=424 * 400))
     model = tiny_model()
     words = "the food was great but service very slow and cold".split()
     texts = [" ".join(words[i:] + words[:i]) for i in range(10)]
