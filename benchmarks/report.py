@@ -47,8 +47,9 @@ def facts(threads: int, jobs: int) -> dict[str, Any]:
 def machine(known: dict[str, Any]) -> str:
     """The sentence that stands above every table."""
     return (
-        f"Measured on {known['date']}: {known['cores']} CPU cores, {known['jobs']} process(es) at a time, torch threads in "
-        f"each: {known['threads']}, Python {known['python']}, torch {known['torch']}, transformers {known['transformers']}."
+        f"Measured on {known['date']}: {known['cores']} CPU cores, {known['jobs']} process(es) at a time, "
+        f"{known['threads']} torch thread(s) in each, Python {known['python']}, torch {known['torch']}, transformers "
+        f"{known['transformers']}."
     )
 
 
