@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -19,8 +19,10 @@ import torch
 
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding, Ids
-from interpreto_mlops.models.gradient_sums import GradientSums, padded
+from interpreto_mlops.models.gradient_sums import GradientSums, PointScores, padded
+from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
+    EmbeddingRequest,
     Floats,
     Program,
     Readout,
@@ -99,7 +101,7 @@ class _Slot(Generic[R]):
 
 @dataclass(eq=False)
 class _Row:
-    """A row that waits for a batch: token ids for a score, or one point of a gradient request."""
+    """A row that waits for a batch: token ids for a score, or one point of an embedding or gradient request."""
 
     length: int
     encoding: Encoding
@@ -108,10 +110,16 @@ class _Row:
     key: bytes | None = None
     waiters: list[tuple[_Task, int]] = field(default_factory=list)
     point: int = -1
+    rules: str | None = None
 
     @property
-    def kind(self) -> tuple[bool, type[Readout]]:
-        return self.key is None, type(self.readout)
+    def stage(self) -> int:
+        """0 for token ids, 1 for a point, 2 for a point with gradients; one batch has rows of one stage."""
+        return 0 if self.key is not None else 1 + isinstance(self.waiters[0][0].output, GradientSums)
+
+    @property
+    def kind(self) -> tuple[int, type[Readout], str | None]:
+        return self.stage, type(self.readout), self.rules
 
 
 class Engine:
@@ -211,11 +219,16 @@ class _Work:
     def _open(self, request: Request, slot: _Slot[Any]) -> _Task:
         if isinstance(request, ScoreRequest):
             return self._open_scores(request, slot)
-        task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
+        rules = None if isinstance(request, EmbeddingRequest) else request.rules
+        if isinstance(request, EmbeddingRequest):
+            task = _Task(request, slot, missing=request.n_points, output=PointScores(self.model, request))
+        else:
+            task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
         self.engine.counters.evaluations_asked += task.missing
         for point in range(task.missing):
             ids = request.anchors[0]
-            self._wait(_Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point))
+            row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point, rules)
+            self._wait(row)
         return task
 
     def _open_scores(self, request: ScoreRequest, slot: _Slot[Any]) -> _Task:
@@ -266,7 +279,7 @@ class _Work:
 
     def _next_batch(self) -> list[_Row]:
         if not self.sorted:
-            self.rows.sort(key=lambda row: (row.key is None, row.length))
+            self.rows.sort(key=lambda row: (row.stage, row.length))
             self.sorted = True
         batch = self.rows[-self._batch_size() :][::-1]
         del self.rows[-len(batch) :]
@@ -301,10 +314,7 @@ class _Work:
 
     def _run_batch(self, batch: list[_Row]) -> None:
         with self.model.evaluating():
-            if batch[0].key is None:
-                self._run_gradients(batch)
-            else:
-                self._run_scores(batch)
+            (self._run_scores, self._run_points, self._run_gradients)[batch[0].stage](batch)
 
     def _run_scores(self, batch: list[_Row]) -> None:
         encodings, readouts = [row.encoding for row in batch], [row.readout for row in batch]
@@ -321,7 +331,8 @@ class _Work:
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
             assert row.key is not None
-            value = value[: row.readout.width]
+            # A copy: the rest of the batch, padding included, is not kept with it.
+            value = value[: row.readout.width].copy()
             self.table[row.key] = value
             del self.pending[row.key]
             for task, place in row.waiters:
@@ -335,19 +346,35 @@ class _Work:
         blocks = [row.readout.embed(self.model, each) for row, each in zip(batch, ids, strict=True)]
         return padded(blocks, max(len(row.ids) for row in batch))
 
+    def _run_points(self, batch: list[_Row]) -> None:
+        batch, groups = _by_request(batch)
+        readouts = [row.readout for row in batch]
+        kind = type(readouts[0])
+        with torch.inference_mode():
+            inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
+            points = padded(
+                [scores.points(numbers) for scores, numbers in groups.items()], max(row.length for row in batch)
+            )
+            with kind.embeddings_replaced(self.model, points, readouts):
+                read = kind.read(self.model, inputs, readouts)
+        values = read.cpu().numpy().astype(np.float64)
+        _check_finite(values, batch)
+        for row, value in zip(batch, values, strict=True):
+            row.waiters[0][0].output.read[row.point] = value[: row.readout.width]
+
     def _run_gradients(self, batch: list[_Row]) -> None:
-        rows: dict[GradientSums, list[_Row]] = {}
-        for row in batch:
-            rows.setdefault(row.waiters[0][0].output, []).append(row)
-        batch = [row for group in rows.values() for row in group]
-        groups = {sums: [row.point for row in group] for sums, group in rows.items()}
+        batch, groups = _by_request(batch)
         readouts = [row.readout for row in batch]
         with torch.inference_mode(False), torch.enable_grad():
             kind = type(readouts[0])
             inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
             leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
             leaf.requires_grad_(True)
-            with kind.embeddings_replaced(self.model, leaf, readouts):
+            rules = batch[0].rules
+            with (
+                kind.embeddings_replaced(self.model, leaf, readouts),
+                relevance_rules(self.model.model, rules) if rules else nullcontext(),
+            ):
                 read = kind.read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
@@ -390,15 +417,24 @@ class _Work:
             raise OutOfMemoryError(
                 f"text {row.encoding.index} with {row.length} tokens does not fit in memory"
             ) from error
-        self.engine.token_budget = max(batch[0].length, self.engine.token_budget // 2)
+        self.engine.token_budget = max(batch[0].length, len(batch) * batch[0].length // 2)
         for row in batch:
             self._wait(row)
 
 
 def _result(task: _Task) -> Result:
-    if isinstance(task.output, GradientSums):
+    if isinstance(task.output, PointScores):
         return task.output.result()
     return np.stack(task.output)
+
+
+def _by_request(batch: list[_Row]) -> tuple[list[_Row], dict[Any, list[int]]]:
+    """Bring the points of each request together: the rows in that order, and the numbers of each request's points."""
+    rows: dict[Any, list[_Row]] = {}
+    for row in batch:
+        rows.setdefault(row.waiters[0][0].output, []).append(row)
+    ordered = [row for group in rows.values() for row in group]
+    return ordered, {output: [row.point for row in group] for output, group in rows.items()}
 
 
 def _check_finite(values: Any, rows: list[_Row]) -> None:
