@@ -10,7 +10,7 @@ evaluations? Generation (GPT-2's shape with 6 layers and width 384, 10 given tar
 
 Weights and words are random: speed does not depend on them. The floor of a method is measured in the same process,
 after it: every row that the model saw, at the best rate that the bare model reaches for rows of that length under any
-of several batch sizes. Times are CPU seconds of the process, which other work on the machine disturbs least. Each
+of several batch sizes; the other libraries' processes measure these rates once. Times are CPU seconds of the process, which other work on the machine disturbs least. Each
 library runs in processes of its own, each with one thread.
 """
 
@@ -58,7 +58,7 @@ class Size:
     seconds: float
 
 
-FULL = Size(subjects.Shape(), subjects.GPT2_VOCABULARY, (18, 58), (30, 60), 32, 4, 12, 2, 4.0)
+FULL = Size(subjects.Shape(), subjects.GPT2_VOCABULARY, (18, 58), (30, 60), 32, 3, 12, 2, 4.0)
 QUICK = Size(subjects.Shape(2, 64, 205), 500, (3, 6), (4, 6), 3, 2, 2, 1, 0.0)
 
 
@@ -69,7 +69,8 @@ def jobs(size: Size, options: argparse.Namespace, folder: Path) -> list[dict[str
     tokenizer = subjects.bert_tokenizer(shape.vocabulary)
     classifier = subjects.save(subjects.bert(shape), tokenizer, folder / "bert")
     language = subjects.save(subjects.gpt2(causal), subjects.gpt2_tokenizer(size.vocabulary), folder / "gpt2")
-    texts = subjects.sentences(size.texts, *size.words, shape.vocabulary - len(subjects.SPECIALS))
+    count, few = options.texts or size.texts, options.peer_texts or size.peer_texts
+    texts = subjects.sentences(count, *size.words, shape.vocabulary - len(subjects.SPECIALS))
     (game,) = subjects.sentences(1, 11, 11, shape.vocabulary - len(subjects.SPECIALS), seed=1)
     prompts = subjects.sentences(2, *size.prompt, size.vocabulary - 1)
     targets = subjects.sentences(2, 10, 10, size.vocabulary - 1, seed=1)
@@ -84,10 +85,11 @@ def jobs(size: Size, options: argparse.Namespace, folder: Path) -> list[dict[str
     found: list[dict[str, Any]] = []
     for kind in options.kinds:
         job = {**base[kind], "kind": kind}
-        short = {**job, "texts": texts[: size.peer_texts], "only": options.only}
+        short = {**job, "texts": texts[:few], "only": options.only, "fresh_floor": False}
         found += [{**short, "library": peer} for peer in KINDS[kind] if peer in options.peers]
         split = [names[start::GROUPS] for start in range(GROUPS)] if kind == "classification" else [names]
-        found += [{**job, "library": OWN, "texts": texts, "only": group} for group in split if group]
+        own = {**job, "library": OWN, "texts": texts, "fresh_floor": True}
+        found += [{**own, "only": group} for group in split if group]
     return found
 
 
@@ -117,6 +119,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_names, default=[], help="these methods, by our names, separated by commas")
     parser.add_argument("--kinds", type=_names, default=list(KINDS), help="classification, shapley, generation")
     parser.add_argument("--peers", type=_names, default=list(PEERS), help="these libraries, or none")
+    parser.add_argument("--texts", type=int, help="texts for our methods, 32 by default")
+    parser.add_argument("--peer-texts", type=int, help="texts for the other libraries, 3 by default")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
     parser.add_argument("--threads", type=int, default=1, help="of torch, in each process")
     parser.add_argument("--json", type=Path, help="write the records to this file")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-BATCH_TOKENS = (512, 1024, 2048)
-ANCHORS = 5
+BATCH_TOKENS = (512, 1024, 1536)
+ANCHORS = 4
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Cost:
         return sum(length * rows for length, rows in both.items())
 
 
-def measure(model: torch.nn.Module, call: Callable[[], Any]) -> Cost:
+def measure(model: Any, call: Callable[[], Any]) -> Cost:
     """Run a call and note what it cost."""
     cost = Cost()
 
@@ -62,7 +62,7 @@ def measure(model: torch.nn.Module, call: Callable[[], Any]) -> Cost:
     return cost
 
 
-def best(model: torch.nn.Module, call: Callable[[], Any], seconds: float = 4.0, most: int = 5) -> Cost:
+def best(model: Any, call: Callable[[], Any], seconds: float = 4.0, most: int = 5) -> Cost:
     """Repeat a short call for some seconds and return the run that took the least CPU time."""
     runs = [measure(model, call)]
     while sum(run.cpu for run in runs) < seconds and len(runs) < most:
@@ -70,37 +70,53 @@ def best(model: torch.nn.Module, call: Callable[[], Any], seconds: float = 4.0, 
     return min(runs, key=lambda run: run.cpu)
 
 
-def floor(model: torch.nn.Module, cost: Cost, rounds: int) -> float:
-    """CPU seconds that the bare model takes for the same rows, at its best rate for each length."""
-    return sum(
-        _seconds(model, lengths, gradients, rounds)
-        for lengths, gradients in ((cost.scored, False), (cost.differentiated, True))
-        if lengths
-    )
+class Floor:
+    """CPU seconds that the bare model takes for given rows, at its best rate for each length.
+
+    Arguments:
+        model: the bare model.
+        rounds: timings of each batch; the least counts.
+    """
+
+    def __init__(self, model: Any, rounds: int) -> None:
+        self.model, self.rounds = model, rounds
+        self.rates: dict[tuple[int, bool], float] = {}
+
+    def seconds(self, cost: Cost) -> float:
+        """What the rows of a call take. Rates are kept until `forget`."""
+        both = ((cost.scored, False), (cost.differentiated, True))
+        return sum(self._seconds(rows, gradients) for rows, gradients in both if rows)
+
+    def forget(self) -> None:
+        """Measure anew from here on: the machine may have become slower or faster."""
+        self.rates.clear()
+
+    def _seconds(self, rows: Counter[int], gradients: bool) -> float:
+        """Measure a few of the lengths; the time of a row is nearly linear in between."""
+        lengths = np.asarray(sorted(rows))
+        anchors = np.unique(np.linspace(lengths[0], lengths[-1], ANCHORS).round().astype(int))
+        rates = [self._rate(int(length), gradients) for length in anchors]
+        return float(sum(np.interp(length, anchors, rates) * rows[int(length)] for length in lengths))
+
+    def _rate(self, length: int, gradients: bool) -> float:
+        """The least CPU seconds of a row of that length, over batch sizes and rounds."""
+        if (length, gradients) not in self.rates:
+            self.rates[length, gradients] = min(
+                _timed(self.model, length, max(1, tokens // length), gradients)
+                for tokens in BATCH_TOKENS
+                for _ in range(self.rounds)
+            )
+        return self.rates[length, gradients]
 
 
-def _seconds(model: torch.nn.Module, rows: Counter[int], gradients: bool, rounds: int) -> float:
-    """Measure a few of the lengths; the time of a row is nearly linear in between."""
-    lengths = np.asarray(sorted(rows))
-    anchors = np.unique(np.linspace(lengths[0], lengths[-1], ANCHORS).round().astype(int))
-    rates = [_rate(model, int(length), gradients, rounds) for length in anchors]
-    return float(sum(np.interp(length, anchors, rates) * rows[int(length)] for length in lengths))
+def _timed(model: Any, length: int, rows: int, gradients: bool) -> float:
+    ids = torch.randint(5, model.config.vocab_size, (rows, length))
+    start = time.process_time()
+    _bare(model, ids, gradients)
+    return (time.process_time() - start) / rows
 
 
-def _rate(model: torch.nn.Module, length: int, gradients: bool, rounds: int) -> float:
-    """The least CPU seconds of a row of that length, over batch sizes and rounds."""
-    least = float("inf")
-    for tokens in BATCH_TOKENS:
-        rows = max(1, tokens // length)
-        ids = torch.randint(5, model.config.vocab_size, (rows, length))
-        for _ in range(rounds):
-            start = time.process_time()
-            _bare(model, ids, gradients)
-            least = min(least, (time.process_time() - start) / rows)
-    return least
-
-
-def _bare(model: torch.nn.Module, ids: torch.Tensor, gradients: bool) -> None:
+def _bare(model: Any, ids: torch.Tensor, gradients: bool) -> None:
     mask = torch.ones_like(ids)
     if not gradients:
         with torch.inference_mode():

@@ -42,9 +42,12 @@ class TestMeasure:
     def test_the_floor_grows_with_the_rows_and_with_gradients(self, tiny_model: Callable[..., TextModel]) -> None:
         model = tiny_model().model
         few, many = (measure.Cost(scored=Counter({8: rows})) for rows in (1, 100))
-        assert measure.floor(model, many, rounds=3) > 10 * measure.floor(model, few, rounds=3) > 0
-        backward = measure.Cost(differentiated=Counter({8: 100}))
-        assert measure.floor(model, backward, rounds=3) > measure.floor(model, many, rounds=3)
+        floor = measure.Floor(model, rounds=3)
+        scored = floor.seconds(many)
+        assert scored == pytest.approx(100 * floor.seconds(few))
+        assert floor.seconds(measure.Cost(differentiated=Counter({8: 100}))) > scored > 0
+        floor.forget()
+        assert floor.seconds(many) != scored
 
 
 class TestReport:

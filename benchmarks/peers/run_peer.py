@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from measure import best, floor, measure
+from measure import Floor, best, measure
 
 
 def load(folder: str, kind: str) -> tuple[Any, Any]:
@@ -33,7 +33,7 @@ def load(folder: str, kind: str) -> tuple[Any, Any]:
 
 def classification(jobs: Any, job: dict[str, Any], model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
     """Time each method over the floor of its own evaluations."""
-    texts = job["texts"]
+    texts, floor = job["texts"], Floor(model, job["rounds"])
     for name, setting, call in jobs.classification(model, tokenizer):
         if job.get("only") and name not in job["only"]:
             continue
@@ -51,9 +51,11 @@ def classification(jobs: Any, job: dict[str, Any], model: Any, tokenizer: Any) -
             "tokens": cost.tokens,
             "cpu": cost.cpu,
             "wall": cost.wall,
-            "floor": floor(model, cost, job["rounds"]),
+            "floor": floor.seconds(cost),
             **getattr(jobs, "checks", lambda _result: {})(cost.result),
         }
+        if job["fresh_floor"]:
+            floor.forget()
 
 
 def shapley(jobs: Any, job: dict[str, Any], model: Any, tokenizer: Any) -> Iterator[dict[str, Any]]:
