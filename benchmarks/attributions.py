@@ -10,8 +10,8 @@ evaluations? Generation (GPT-2's shape with 6 layers and width 384, 10 given tar
 
 Weights and words are random: speed does not depend on them. The floor of a method is measured in the same process,
 after it: every row that the model saw, at the best rate that the bare model reaches for rows of that length under any
-of several batch sizes; the other libraries' processes measure these rates once. Times are CPU seconds of the process, which other work on the machine disturbs least. Each
-library runs in processes of its own, each with one thread.
+of several batch sizes; the other libraries' processes measure these rates once. Times are CPU seconds of the process,
+which other work on the machine disturbs least. Each library runs in processes of its own, each with one thread.
 """
 
 from __future__ import annotations
@@ -115,10 +115,10 @@ def run(job: dict[str, Any], number: int, folder: Path, pythons: dict[str, tuple
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="our methods alone, on a tiny model and three texts")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and three texts, to see that all runs")
     parser.add_argument("--only", type=_names, default=[], help="these methods, by our names, separated by commas")
     parser.add_argument("--kinds", type=_names, default=list(KINDS), help="classification, shapley, generation")
-    parser.add_argument("--peers", type=_names, default=list(PEERS), help="these libraries, or none")
+    parser.add_argument("--peers", type=_names, help="these libraries, or none; by default all, with --quick none")
     parser.add_argument("--texts", type=int, help="texts for our methods, 32 by default")
     parser.add_argument("--peer-texts", type=int, help="texts for the other libraries, 3 by default")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
@@ -126,10 +126,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the records to this file")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plot")
     options = parser.parse_args()
-    if options.quick:
-        options.peers = []
-        if options.write:
-            parser.error("--quick measures a tiny model, whose numbers are not for the page")
+    if options.peers is None:
+        options.peers = [] if options.quick else list(PEERS)
+    if options.quick and options.write:
+        parser.error("--quick measures a tiny model, whose numbers are not for the page")
     return options
 
 
