@@ -450,7 +450,7 @@ class _Work:
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
-            row.waiters[0][0].output.read[row.point] = value[: row.readout.width]
+            row.waiters[0][0].output.read[row.point] = value[: row.readout.width].copy()
 
     def _run_gradients(self, batch: list[_Row]) -> None:
         batch, groups = _by_request(batch)
