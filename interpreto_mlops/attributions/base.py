@@ -171,6 +171,7 @@ class Attributor(ABC):
     def _program(self, question: Question, generation: Mapping[str, Any] | None) -> Program[Attribution]:
         """Explain one text: find its targets, let the method estimate, put the result together."""
         elements = question.encoding.elements(Granularity.parse(self.granularity))
+        question.narrow(InferenceMode.parse(self.inference_mode))
         game = Game(question, elements, Replacement.resolve(self.replacement, self.model))
         if len(elements) == 0:
             message = f"text {question.encoding.index} has nothing to attribute: {question.encoding.text[:40]!r}"
@@ -182,7 +183,7 @@ class Attributor(ABC):
     def _run(self, game: Game) -> Program[Estimate]:
         """Drive the method's own generator."""
         if game.n_players == 0:
-            (read,) = yield [game.request(np.ones((1, 0), dtype=bool))]
+            (read,) = yield [game.request(np.ones((1, 0), dtype=bool), exact=1)]
             game.settle(read, self._mode)
             return Estimate(np.zeros((len(game.full), 0)))
         steps = self.estimate(game)
@@ -200,14 +201,14 @@ class Attributor(ABC):
         """Answer a method's first request, which also finds the targets and the scores of full and empty text."""
         ends = np.asarray([[True], [False]]).repeat(game.n_players, axis=1)
         if isinstance(asked, np.ndarray):
-            (read,) = yield [game.request(np.concatenate([ends, asked]))]
+            (read,) = yield [game.request(np.concatenate([ends, asked]), exact=2)]
             game.settle(read[:2], self._mode)
             return game.objective.score(read[2:])
         if asked.is_text:
             (result,) = yield [asked.request(game, self._settling(game))]
             return result
         # Not every query needs the empty text, and some tokenizers have nothing that could stand for it.
-        (read,) = yield [game.request(ends if asked.needs_empty else ends[:1])]
+        (read,) = yield [game.request(ends if asked.needs_empty else ends[:1], exact=2)]
         game.settle(read, self._mode)
         return (yield from self._ask(game, asked))
 
@@ -257,7 +258,7 @@ class Attributor(ABC):
         )
 
     def _recorded(self, game: Game) -> dict[str, Any]:
-        return {**self.parameters, "replacement": str(game.replacement), "dtype": str(self.model.dtype).split(".")[-1]}
+        return {**self.parameters, "replacement": str(game.replacement), **self.model.arithmetic}
 
     def _empty(self, game: Game) -> Attribution:
         targets = game.question.expected

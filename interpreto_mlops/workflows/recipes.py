@@ -90,10 +90,14 @@ class AttributeRecipe(_Recipe):
 
         Raises:
             UnknownNameError: one that is not there.
-            InputError: a method or metric twice, or one target for all texts beside a column of them.
+            InputError: a method or metric twice, a metric that needs rationales, or one target for all texts beside a
+                column of them.
         """
         kinds = {name: METHODS.get(name) for name in self.methods}
         metrics = {name: METRICS.get(name) for name in self.metrics}
+        for name, metric in metrics.items():
+            if metric.needs == "rationales":
+                raise InputError(f"the metric {name!r} needs rationales, which only Python's `compare_methods` takes")
         for what, names in (("method", self.methods), ("metric", self.metrics)):
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise InputError(f"the {what} {twice[0]!r} is given twice")

@@ -381,6 +381,19 @@ def test_metrics_that_need_the_method_or_rationales_come_at_the_end(tiny_model, 
         im.compare_methods(model, many[:2], ["occlusion"], ["max_sensitivity"], log=False, **FEW)
     with pytest.raises(InputError, match="needs rationales"):
         im.compare_methods(model, many[:2], ["occlusion"], ["plausibility"], log=False, **FEW)
+    with pytest.raises(InputError, match="only Python's `compare_methods` takes"):
+        parse_recipe({"kind": "attribute", "model": "x", "data": "y", "metrics": ["plausibility"]}).check()
+
+
+def test_results_of_chunks_keep_what_is_of_all_texts(tiny_model, many, chunks_of_four):
+    """The random draws and z of a result are of the whole data set, not of its parts."""
+    model = tiny_model()
+    metric = Deletion(model, **FEW)
+    (found,) = explain_together({"o": Occlusion(model)}, {"o": [metric]}, many, {}).values()
+    (ours,), whole = found.scores, metric(found.explanations)
+    np.testing.assert_allclose(ours.random_draws, whole.random_draws, atol=1e-6)
+    assert ours.z == pytest.approx(whole.z, rel=1e-3)
+    assert ours.interval() == pytest.approx(whole.interval(), abs=1e-6)
 
 
 @pytest.fixture
