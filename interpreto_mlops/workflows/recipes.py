@@ -97,7 +97,7 @@ class AttributeRecipe(_Recipe):
         metrics = {name: METRICS.get(name) for name in self.metrics}
         for name, metric in metrics.items():
             if metric.needs == "rationales":
-                raise InputError(f"the metric {name!r} needs rationales, which only a call in Python can give")
+                raise InputError(f"the metric {name!r} needs rationales, which only Python's `compare_methods` takes")
         for what, names in (("method", self.methods), ("metric", self.metrics)):
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise InputError(f"the {what} {twice[0]!r} is given twice")

@@ -26,6 +26,7 @@ from interpreto_mlops.workflows.execute import execute
 from interpreto_mlops.workflows.recipes import load_recipe, parse_options, parse_recipe, parse_settings
 from interpreto_mlops.workflows.together import explain_together
 from tests.visuals.hostile import PAYLOADS, assert_harmless
+from tests.workflows.writer import build_writer, save_writer
 
 FEW = {"n_random": 3}
 
@@ -382,37 +383,33 @@ def test_metrics_that_need_the_method_or_rationales_come_at_the_end(tiny_model, 
         im.compare_methods(model, many[:2], ["occlusion"], ["max_sensitivity"], log=False, **FEW)
     with pytest.raises(InputError, match="needs rationales"):
         im.compare_methods(model, many[:2], ["occlusion"], ["plausibility"], log=False, **FEW)
+    with pytest.raises(InputError, match="only Python's `compare_methods` takes"):
+        parse_recipe({"kind": "attribute", "model": "x", "data": "y", "metrics": ["plausibility"]}).check()
+
+
+def test_results_of_chunks_keep_what_is_of_all_texts(tiny_model, many, chunks_of_four):
+    """The random draws and z of a result are of the whole data set, not of its parts."""
+    model = tiny_model()
+    metric = Deletion(model, **FEW)
+    (found,) = explain_together({"o": Occlusion(model)}, {"o": [metric]}, many, {}).values()
+    (ours,), whole = found.scores, metric(found.explanations)
+    np.testing.assert_allclose(ours.random_draws, whole.random_draws, atol=1e-6)
+    assert ours.z == pytest.approx(whole.z, rel=1e-3)
+    assert ours.interval() == pytest.approx(whole.interval(), abs=1e-6)
 
 
 @pytest.fixture
 def writer():
-    """A tiny language model with random weights that differ."""
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    from interpreto_mlops.models.text_model import TextModel
-    from tests.conftest import word_tokenizer
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = GPT2Config(
-            vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=0
-        )
-        network = GPT2LMHeadModel(config).eval()
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.mul_(6.0 if parameter.dim() > 1 else 1.0)
-    return TextModel(network, word_tokenizer(bos=False), name="writer")
+    return build_writer()
 
 
-def test_a_language_models_continuations_go_through_the_command_to_the_page(writer, many, database, tmp_path):
-    writer.model.save_pretrained(tmp_path / "writer")
-    writer.tokenizer.save_pretrained(tmp_path / "writer")
-    pd.DataFrame({"text": many[:3]}).to_csv(tmp_path / "many.csv", index=False)
+def test_a_language_models_continuations_go_through_the_command_to_the_page(many, database, tmp_path):
+    save_writer(tmp_path, many[:3])
     result = CliRunner().invoke(
         main,
         [
-            *("attribute", "--model", str(tmp_path / "writer"), "--data", str(tmp_path / "many.csv")),
+            *("attribute", "--model", str(tmp_path / "writer"), "--data", str(tmp_path / "prompts.csv")),
+            *("--text-column", "prompt"),
             *("--tracking-uri", database, "--methods", "occlusion,saliency", "--metrics", "deletion,sufficiency"),
             *("--n-random", "3", "--inference-mode", "log_softmax"),
             *("--generate", "max_new_tokens=4", "--generate", "min_new_tokens=4", "--target-granularity", "token"),
@@ -440,6 +437,16 @@ def test_a_language_models_continuations_go_through_the_command_to_the_page(writ
     assert len(examples["data"]) == 12
     recipe = load_recipe(client.download_artifacts(run.info.run_id, "recipe.yaml", str(tmp_path)))
     assert recipe.generate == {"max_new_tokens": 4, "min_new_tokens": 4}
+
+
+def test_the_recipe_of_generation_is_one_that_runs(many, database, tmp_path, monkeypatch):
+    save_writer(tmp_path, many[:2])
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Path(__file__).resolve().parents[2] / "recipes" / "generation.yaml")
+    short = {"tracking_uri": database, "generate": {"max_new_tokens": 3}, "n_random": 2}
+    outcome = execute(recipe.model_copy(update=short), command="…")
+    assert outcome.comparison.table["method"].nunique() == len(recipe.methods)
+    assert all(len(item.targets) <= 3 for item in outcome.comparison.explanations["occlusion"])
 
 
 def test_given_continuations_and_contrasts_are_passed_on(writer, tiny_model, many):
