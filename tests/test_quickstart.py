@@ -188,7 +188,7 @@ def framed(page, address: str, words: str) -> str:
 def test_the_report_run_opens_with_a_readable_summary(quickstart, ui, page):
     run = quickstart.runs("report")[-1]
     page.goto(f"{experiment_url(quickstart, ui)}/runs/{run.info.run_id}{MODE}")
-    assert shows(page, "the most faithful of 3 methods")
+    assert shows(page, "the best of 3 methods")
     text = framed(
         page,
         f"{experiment_url(quickstart, ui)}/runs/{run.info.run_id}/artifacts/report/report.html{MODE}",

@@ -50,9 +50,11 @@ def _classes(model: TextModel, item: Attribution, encoding: Encoding) -> Questio
         if target.id >= len(model.labels) or model.labels[target.id] != name:
             raise InputError(f"text {item.index} explains the class {name!r}, which {model.name!r} lacks")
     classes = tuple(target.id for target in item.targets)
+    contrast = tuple(label for target in item.targets for label in target.contrast)
     if model.task == "classification":
-        return ClassQuestion(model, encoding, classes or None)
-    return LabelQuestion(model, encoding, [(target.positions, target.name) for target in item.targets], classes)
+        return ClassQuestion(model, encoding, classes or None, contrast)
+    places = [(target.positions, target.name) for target in item.targets]
+    return LabelQuestion(model, encoding, places, classes, contrast)
 
 
 def _continuation(model: TextModel, item: Attribution) -> ContinuationQuestion:

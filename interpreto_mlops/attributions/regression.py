@@ -49,7 +49,7 @@ def solve_shapley(present: Presence, weights: Floats, gains: Floats, total: Floa
         The values, shape (targets, n); those of a target sum to its total whatever the rows.
 
     Source: Covert & Lee 2021 (arXiv 2012.01536), section 2; the form without constraint is that of Musco & Witter 2025
-    (arXiv 2410.01917), lemma 3.1.
+    (arXiv 2410.01917).
     """
     scores = np.zeros(valid.shape)
     root = np.sqrt(weights)[:, None]
@@ -153,8 +153,8 @@ def solve_pairs(signs: Floats, differences: Floats, valid: Presence) -> tuple[Fl
         slopes = inverse @ differences[:, targets]
         leverage = np.einsum("ki,ik->k", signs[:, seen], inverse)
         rest = (differences[:, targets] - signs[:, seen] @ slopes) / np.maximum(1 - leverage, _CUTOFF)[:, None]
-        steps = inverse[:, :, None] * rest  # by how much leaving a pair out moves each slope
-        square = ((steps - steps.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+        # Leaving out pair k moves slope i by inverse[i, k] · rest[k].
+        square = np.maximum(inverse**2 @ rest**2 - (inverse @ rest) ** 2 / len(signs), 0.0)
         scores[np.ix_(targets, seen)] = slopes.T
         error[np.ix_(targets, seen)] = np.sqrt((len(signs) - 1) / len(signs) * square).T
     return scores, error

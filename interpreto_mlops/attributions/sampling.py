@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,11 @@ class SamplingAttributor(Attributor):
     def fits(self, game: Game) -> bool:
         """Return whether every coalition of this text fits in the budget."""
         return game.n_players == 1 or 2**game.n_players <= self.n_perturbations
+
+
+def as_number(value: Any) -> float:
+    """Return a real number of whatever type as a float; NaN for anything else, which no range holds."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Generic, TypeVar, cast
@@ -22,11 +22,14 @@ from interpreto_mlops.models.budgets import BudgetTuner, default_budget, known_b
 from interpreto_mlops.models.coalition_table import CoalitionTable
 from interpreto_mlops.models.counters import EngineCounters as EngineCounters
 from interpreto_mlops.models.encoding import Encoding, Ids
-from interpreto_mlops.models.gradient_sums import GradientSums, padded
+from interpreto_mlops.models.gradient_sums import GradientSums, PointScores, padded
 from interpreto_mlops.models.prefixes import PrefixGroup, PrefixReuse
 from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
+from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
     ClassLogits,
+    EmbeddingRequest,
+    GradientRequest,
     Program,
     Readout,
     Request,
@@ -70,7 +73,7 @@ class _Slot(Generic[R]):
 
 @dataclass(eq=False)
 class _Row:
-    """A row that waits for a batch: token ids for a score, or one point of a gradient request."""
+    """A row that waits for a batch: token ids for a score, or one point of an embedding or gradient request."""
 
     length: int
     encoding: Encoding
@@ -79,12 +82,18 @@ class _Row:
     key: bytes | None = None
     waiters: list[tuple[_Task, int]] = field(default_factory=list)
     point: int = -1
+    rules: str | None = None
     numbers: int = 0
     exact: bool = False
 
     @property
-    def kind(self) -> tuple[bool, type[Readout], bool]:
-        return self.key is None, type(self.readout), self.exact
+    def stage(self) -> int:
+        """0 for token ids, 1 for a point, 2 for a point with gradients; one batch has rows of one stage."""
+        return 0 if self.key is not None else 1 + isinstance(self.waiters[0][0].output, GradientSums)
+
+    @property
+    def kind(self) -> tuple[int, type[Readout], str | None, bool]:
+        return self.stage, type(self.readout), self.rules, self.exact
 
 
 class Engine:
@@ -231,13 +240,19 @@ class _Work:
     def _open(self, request: Request, slot: _Slot[Any]) -> _Task:
         if isinstance(request, ScoreRequest):
             return self._open_scores(request, slot)
-        task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
+        rules = None if isinstance(request, EmbeddingRequest) else request.rules
+        if isinstance(request, EmbeddingRequest):
+            task = _Task(request, slot, missing=request.n_points, output=PointScores(self.model, request))
+        else:
+            task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
         self.engine.counters.evaluations_asked += task.missing
+        width = self.model.embedding.weight.shape[1]
         for point in range(task.missing):
             ids = request.anchors[0]
-            row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point)
-            row.numbers = _BACKWARD * request.readout.numbers(self.model)
-            row.numbers += request.readout.gradients * len(ids) * self.model.embedding.weight.shape[1]
+            row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point, rules)
+            row.numbers = request.readout.numbers(self.model)
+            if isinstance(request, GradientRequest):
+                row.numbers = _BACKWARD * row.numbers + request.readout.gradients * len(ids) * width
             self._wait(row)
         return task
 
@@ -373,10 +388,7 @@ class _Work:
 
     def _run_batch(self, batch: list[_Row]) -> None:
         with self.model.evaluating():
-            if batch[0].key is None:
-                self._run_gradients(batch)
-            else:
-                self._run_scores(batch)
+            (self._run_scores, self._run_points, self._run_gradients)[batch[0].stage](batch)
 
     def _run_scores(self, batch: list[_Row]) -> None:
         encodings, readouts = [row.encoding for row in batch], [row.readout for row in batch]
@@ -411,19 +423,35 @@ class _Work:
         blocks = [row.readout.embed(self.model, each) for row, each in zip(batch, ids, strict=True)]
         return padded(blocks, max(len(row.ids) for row in batch))
 
+    def _run_points(self, batch: list[_Row]) -> None:
+        batch, groups = _by_request(batch)
+        readouts = [row.readout for row in batch]
+        kind = type(readouts[0])
+        with torch.inference_mode():
+            inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
+            points = padded(
+                [scores.points(numbers) for scores, numbers in groups.items()], max(row.length for row in batch)
+            )
+            with kind.embeddings_replaced(self.model, points, readouts):
+                read = kind.read(self.model, inputs, readouts)
+        values = read.cpu().numpy().astype(np.float64)
+        _check_finite(values, batch)
+        for row, value in zip(batch, values, strict=True):
+            row.waiters[0][0].output.read[row.point] = value[: row.readout.width]
+
     def _run_gradients(self, batch: list[_Row]) -> None:
-        rows: dict[GradientSums, list[_Row]] = {}
-        for row in batch:
-            rows.setdefault(row.waiters[0][0].output, []).append(row)
-        batch = [row for group in rows.values() for row in group]
-        groups = {sums: [row.point for row in group] for sums, group in rows.items()}
+        batch, groups = _by_request(batch)
         readouts = [row.readout for row in batch]
         with torch.inference_mode(False), torch.enable_grad():
             kind = type(readouts[0])
             inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
             leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
             leaf.requires_grad_(True)
-            with kind.embeddings_replaced(self.model, leaf, readouts):
+            rules = batch[0].rules
+            with (
+                kind.embeddings_replaced(self.model, leaf, readouts),
+                relevance_rules(self.model.model, rules) if rules else nullcontext(),
+            ):
                 read = kind.read(self.model, inputs, readouts)
             _check_finite(read.detach().cpu().numpy(), batch)
             self._differentiate(groups, leaf, read)
@@ -476,14 +504,23 @@ class _Work:
 
 
 def _order(row: _Row) -> tuple[Any, ...]:
-    return row.key is None, row.exact, row.length
+    return row.stage, row.exact, row.length
 
 
 def _result(task: _Task) -> Result:
-    if isinstance(task.output, GradientSums):
+    if isinstance(task.output, PointScores):
         return task.output.result()
     request = cast(ScoreRequest, task.request)
     return request.readout_of(0).taken(np.stack(task.output))
+
+
+def _by_request(batch: list[_Row]) -> tuple[list[_Row], dict[Any, list[int]]]:
+    """Bring the points of each request together: the rows in that order, and the numbers of each request's points."""
+    rows: dict[Any, list[_Row]] = {}
+    for row in batch:
+        rows.setdefault(row.waiters[0][0].output, []).append(row)
+    ordered = [row for group in rows.values() for row in group]
+    return ordered, {output: [row.point for row in group] for output, group in rows.items()}
 
 
 def _budget(model: TextModel, wanted: int | str | None) -> tuple[int, BudgetTuner | None]:

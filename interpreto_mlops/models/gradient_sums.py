@@ -1,4 +1,4 @@
-"""Weighted sums of gradients over points, in memory that does not grow with the number of points."""
+"""Points in the embedding space, and weighted sums of gradients at them, in memory that does not grow with them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import numpy as np
 import torch
 
 from interpreto_mlops.errors import ModelOutputError
-from interpreto_mlops.models.requests import GradientRequest, GradientResult
+from interpreto_mlops.models.requests import EmbeddingRequest, Floats, GradientRequest, GradientResult
 from interpreto_mlops.models.text_model import TextModel
 
 
-class GradientSums:
-    """The running sums of one gradient request.
+class PointScores:
+    """What was read at the points of one embedding request.
 
     Arguments:
         model: gives the embeddings that points start from.
-        request: which points, weights and powers.
+        request: which points.
     """
 
-    def __init__(self, model: TextModel, request: GradientRequest) -> None:
+    def __init__(self, model: TextModel, request: EmbeddingRequest | GradientRequest) -> None:
         self.model, self.request = model, request
         self.anchors: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
-        self.moments: torch.Tensor | None = None
-        self.spreads: list[_Spread] = []
+        self.read: dict[int, Floats] = {}
 
     def points(self, numbers: list[int]) -> torch.Tensor:
         """Return some points, shape (numbers, tokens, width), in the model's dtype."""
@@ -32,6 +30,27 @@ class GradientSums:
             self.anchors = self.request.readout.embed(self.model, ids).detach().clone()
         chosen = torch.as_tensor(numbers, device=self.anchors.device)
         return self.request.points(self.anchors, chosen).detach().to(self.anchors.dtype)
+
+    def result(self) -> Floats:
+        """Return what was read, in the order of the points, shape (points, read)."""
+        return np.stack([self.read[number] for number in range(len(self.read))])
+
+
+class GradientSums(PointScores):
+    """The running sums of one gradient request.
+
+    Arguments:
+        model: gives the embeddings that points start from.
+        request: which points, weights and powers.
+    """
+
+    request: GradientRequest
+
+    def __init__(self, model: TextModel, request: GradientRequest) -> None:
+        super().__init__(model, request)
+        self.values: torch.Tensor | None = None
+        self.moments: torch.Tensor | None = None
+        self.spreads: list[_Spread] = []
 
     def add(self, numbers: list[int], gradients: list[torch.Tensor], values: torch.Tensor) -> None:
         """Add the gradients of some points.
@@ -58,7 +77,7 @@ class GradientSums:
             if self.spreads and len(places):
                 self.spreads[target].add(weights, used)
 
-    def result(self) -> GradientResult:
+    def result(self) -> GradientResult:  # type: ignore[override]
         """Return the finished sums.
 
         Raises:

@@ -99,11 +99,19 @@ class TokenScores(Readout):
     def read(cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[Readout]) -> torch.Tensor:
         """Return logit and log-sum-exp of each token in turn, shape (rows, 2 · tokens)."""
         mine = cast("Sequence[TokenScores]", readouts)
-        # Many targets are read at few places when there are contrasts.
-        places = [sorted(set(readout.positions)) for readout in mine]
-        logits = model.logits_at(batch, _padded_rows(places))
-        where = [[spot.index(p) for p in readout.positions] for spot, readout in zip(places, mine, strict=True)]
+        logits, where = cls.logits(model, batch, mine)
         return _scores_of(logits, where, [readout.ids for readout in mine])
+
+    @classmethod
+    def logits(
+        cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[TokenScores]
+    ) -> tuple[torch.Tensor, list[list[int]]]:
+        """Run the model; return logits, shape (rows, places, vocabulary), and the place of each position."""
+        # Many targets are read at few places when there are contrasts.
+        places = [sorted(set(readout.positions)) for readout in readouts]
+        logits = model.logits_at(batch, _padded_rows(places))
+        where = [[spot.index(p) for p in readout.positions] for spot, readout in zip(places, readouts, strict=True)]
+        return logits, where
 
 
 @dataclass(frozen=True)
@@ -181,13 +189,12 @@ class SourceTokenScores(TokenScores):
             yield
 
     @classmethod
-    def read(cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[Readout]) -> torch.Tensor:
-        """Return logit and log-sum-exp of each token in turn, shape (rows, 2 · tokens)."""
-        network: Any = model.model
-        mine = cast("Sequence[SourceTokenScores]", readouts)
-        logits = model.call(network, {**batch, "use_cache": False}).logits
-        where = [[p - readout.prompt_tokens for p in readout.positions] for readout in mine]
-        return _scores_of(logits, where, [readout.ids for readout in mine])
+    def logits(
+        cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[TokenScores]
+    ) -> tuple[torch.Tensor, list[list[int]]]:
+        """Run the model; return logits, shape (rows, places, vocabulary), and the place of each position."""
+        where = [[p - readout.prompt_tokens for p in readout.positions] for readout in readouts]
+        return model.call(model.model, {**batch, "use_cache": False}).logits, where
 
 
 def _parts(embeddings: torch.Tensor, starts: list[int], ends: list[int]) -> torch.Tensor:

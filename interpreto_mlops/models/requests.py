@@ -161,6 +161,7 @@ class GradientRequest:
         powers: the powers of the gradient whose weighted sums are wanted.
         variance: whether the weighted population variance of the gradient is wanted, too.
         readout: what to read from the model.
+        rules: the rules of relevance propagation to differentiate by (`attn_lrp`, `cp_lrp`), or None for gradients.
     """
 
     encoding: Encoding
@@ -170,6 +171,29 @@ class GradientRequest:
     objective: Callable[[torch.Tensor], torch.Tensor]
     powers: tuple[int, ...] = (1,)
     variance: bool = False
+    readout: Readout = field(default_factory=ClassLogits)
+    rules: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """Points in the embedding space of one text that the model shall score, without gradients.
+
+    No row is looked up or remembered: points are built on the device from the anchors, a batch at a time.
+
+    Arguments:
+        encoding: the text.
+        anchors: token ids whose embeddings `points` starts from, shape (anchors, tokens); the first is the text itself.
+        points: maps the anchors' embeddings, shape (anchors, tokens, width), and the numbers of some points, shape
+            (r,), to those points, shape (r, tokens, width), on the model's device.
+        n_points: how many points there are.
+        readout: what to read from the model.
+    """
+
+    encoding: Encoding
+    anchors: Ids
+    points: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    n_points: int
     readout: Readout = field(default_factory=ClassLogits)
 
 
@@ -190,9 +214,10 @@ class GradientResult:
     variance: Floats | None = None
 
 
-Request = ScoreRequest | GradientRequest
+Request = ScoreRequest | EmbeddingRequest | GradientRequest
 Result = Any
-"""An array of shape (rows, read) for a `ScoreRequest`, a `GradientResult` for a `GradientRequest`."""
+"""An array, shape (rows, read), for a `ScoreRequest`; (points, read) for an `EmbeddingRequest`; a `GradientResult` for
+a `GradientRequest`."""
 
 R = TypeVar("R")
 Program = Generator[list[Request], list[Result], R]

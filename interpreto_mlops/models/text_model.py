@@ -146,6 +146,11 @@ class TextModel:
         return any(base.__name__.endswith(ending) for base in type(self.model).__mro__)
 
     @cached_property
+    def is_causal(self) -> bool:
+        """Whether every position sees only itself and those before it."""
+        return _is_causal(self.model)
+
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """The names of the classes, by id."""
         names = {int(i): str(label) for i, label in (self.model.config.id2label or {}).items()}
@@ -349,7 +354,7 @@ class TextModel:
 
         Encoders of RoBERTa's kind count positions themselves, from the padding id, and get none.
         """
-        causal = "position_ids" in self.accepts and _is_causal(self.model)
+        causal = "position_ids" in self.accepts and self.is_causal
         mask = batch.get("attention_mask")
         if not causal or mask is None or "position_ids" in batch or bool(mask[:, 0].all()):
             return batch

@@ -784,6 +784,7 @@ def test_defaults():
         (Sobol, {"n_samples": 0}, "n_samples must be a whole number of at least 2, not 0"),
         (Sobol, {"seed": -1}, "seed must be a whole number of at least 0, not -1"),
         (Rise, {"p": 0}, "p must be above 0 and below 1, not 0"),
+        (Rise, {"p": None}, "p must be above 0 and below 1, not None"),
         (Rise, {"p": True}, "p must be above 0 and below 1, not True"),
         (Rise, {"raw": "yes"}, "raw must be True or False, not 'yes'"),
         (ShapleySampling, {"antithetic": 2}, "antithetic must be True or False, not 2"),
@@ -795,6 +796,18 @@ def test_defaults():
 def test_parameters_that_cannot_be_used_are_refused(toy, method, chosen, words):
     with pytest.raises(InputError, match=words):
         method(toy("linear"), **chosen)
+
+
+def test_numbers_of_any_type_are_kept_as_plain_ones(toy, tmp_path):
+    model = toy("linear")
+    for explainer in (
+        Rise(model, p=np.float32(0.25)),
+        Lime(model, kernel_width=np.int64(1), alpha=np.float32(0.5)),
+        Sobol(model, n_samples=np.int16(16)),
+        Occlusion(model, window=np.int8(2)),
+    ):
+        explanations = explainer([EIGHT])
+        assert type(explanations).load(explanations.save(tmp_path)) == explanations
 
 
 @pytest.mark.parametrize("method", [Lime, KernelShap, ShapleySampling, Banzhaf, Rise, Sobol])

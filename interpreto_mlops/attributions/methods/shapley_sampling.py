@@ -25,7 +25,7 @@ class ShapleySampling(SamplingAttributor):
     (`permutations`).
 
     Source: Castro et al. 2009 (Computers & Operations Research 36); Štrumbelj & Kononenko 2010 (JMLR 11); antithetic:
-    Mitchell et al. 2022 (arXiv 2104.12199), section 3.
+    Mitchell et al. 2022 (arXiv 2104.12199).
 
     Arguments:
         antithetic: whether each order comes with its reverse, which cancels much of the noise.

@@ -26,11 +26,11 @@ class Sobol(Attributor):
     """Share of the score's variance, each element kept or not by a fair coin, that an element takes part in: unsigned.
 
     The total order counts interactions with other elements, so the indices sum to at least 1, and to 1 for an additive
-    score; the first order leaves them out. Exact where enumeration takes no more than N (n + 2) evaluations. All 0
-    where the score does not vary. `checks` has their sum (`index_sum`, the smallest of the
+    score; the first order leaves them out and needs many more samples. Exact where enumeration takes no more than
+    N (n + 2) evaluations. All 0 where the score does not vary. `checks` has their sum (`index_sum`, the least of the
     targets).
 
-    Source: Fel et al. 2021 (arXiv 2111.04138); Jansen 1999 (Computer Physics Communications 117), equations 9 and 10.
+    Source: Fel et al. 2021 (arXiv 2111.04138); estimators: Jansen 1999 (Computer Physics Communications 117).
 
     Arguments:
         order: `total` or `first`.
