@@ -188,17 +188,22 @@ def score_together(
     """
     engine = metrics[0].model.engine
     before = engine.counters.copy()
+    title = metrics[0].name if len(metrics) == 1 else f"{len(metrics)} metrics"
+    found = outcomes_together(metrics, explanations)
+    outcomes = list(
+        tqdm(found, total=len(explanations), desc=title, unit="text", disable=hidden(progress), leave=False)
+    )
+    counters = engine.counters.since(before).as_dict()
+    return [metric.result(explanations, [row[k] for row in outcomes], counters) for k, metric in enumerate(metrics)]
+
+
+def outcomes_together(metrics: Sequence[TextMetric], explanations: AttributionSet) -> Iterator[list[Outcome]]:
+    """Yield for each text what each metric finds, the rows that they share evaluated once."""
     programs = (
         side_by_side([metric.checked_program(view) for metric, view in zip(metrics, row, strict=True)])
         for row in _views(metrics, explanations)
     )
-    title = metrics[0].name if len(metrics) == 1 else f"{len(metrics)} metrics"
-    run = tqdm(
-        engine.run(programs), total=len(explanations), desc=title, unit="text", disable=hidden(progress), leave=False
-    )
-    outcomes = list(run)
-    counters = engine.counters.since(before).as_dict()
-    return [metric.result(explanations, [row[k] for row in outcomes], counters) for k, metric in enumerate(metrics)]
+    yield from metrics[0].model.engine.run(programs)
 
 
 def _views(metrics: Sequence[TextMetric], explanations: AttributionSet) -> Iterator[list[Subject]]:
