@@ -142,8 +142,8 @@ def page(options: argparse.Namespace, facts: dict[str, Any], records: list[dict[
     said = (
         f"The classifier ({facts['layers']} layers, width {facts['width']}, trained in {facts['seconds']:.0f} s) "
         f"learnt from {facts['train']} sentences and is right on {facts['accuracy']:.1%} of {facts['test']} held-out "
-        f"ones, half of them toxic. Explained: {facts['explained']} held-out sentences that it rightly calls toxic; people "
-        f"marked {facts['marked']:.0%} of their characters. In brackets the 95 % bootstrap interval over texts."
+        f"ones, half of them toxic. Explained: {facts['explained']} held-out sentences that it rightly calls toxic; "
+        f"people marked {facts['marked']:.0%} of their characters. In brackets the 95 % bootstrap interval over texts."
     )
     return f"{report.machine(report.facts(options.threads, 1))}\n\n{said}\n\n{table(records)}"
 
