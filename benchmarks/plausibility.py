@@ -140,8 +140,8 @@ def plot(records: list[dict[str, Any]], path: Path = PLOT) -> None:
 def page(options: argparse.Namespace, facts: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """The generated part of the docs."""
     said = (
-        f"The classifier ({facts['layers']} layers, width {facts['width']}, trained in {facts['seconds']:.0f} s) "
-        f"learnt from {facts['train']} sentences and is right on {facts['accuracy']:.1%} of {facts['test']} held-out "
+        f"The classifier ({facts['layers']} layers, width {facts['width']}) learnt from {facts['train']} sentences and "
+        f"is right on {facts['accuracy']:.1%} of {facts['test']} held-out "
         f"ones, half of them toxic. Explained: {facts['explained']} held-out sentences that it rightly calls toxic; "
         f"people marked {facts['marked']:.0%} of their characters. In brackets the 95 % bootstrap interval over texts."
     )
