@@ -152,8 +152,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     if options.write:
-        report.write("attributions", text)
-        report.plot(records)
+        report.write("attributions", text, image=report.plot(records))
     if failed := [record for record in records if record["library"] == OWN and "failed" in record]:
         sys.exit(f"failed: {failed}")
 
