@@ -36,11 +36,11 @@ from interpreto_mlops.attributions import METHODS
 HERE = Path(__file__).resolve().parent
 OWN = "interpreto_mlops"
 KINDS = {
-    "generation": ("captum", "inseq"),
     "classification": ("captum", "interpreto", "shap", "lime"),
+    "generation": ("captum", "inseq"),
     "shapley": ("captum", "interpreto", "shap"),
 }
-GROUPS = 4  # processes that share our methods
+GROUPS = 6  # processes that share our methods
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def jobs(size: Size, options: argparse.Namespace, folder: Path) -> list[dict[str
     found: list[dict[str, Any]] = []
     for kind in options.kinds:
         job = {**base[kind], "kind": kind}
+        own = {**job, "library": OWN, "texts": texts, "fresh_floor": True}
+        split = [names[start::GROUPS] for start in range(GROUPS)] if kind == "classification" else [names]
+        found += [{**own, "only": group} for group in split if group]
         short = {**job, "texts": texts[:few], "only": options.only, "fresh_floor": False}
         found += [{**short, "library": peer} for peer in KINDS[kind] if peer in options.peers]
-        split = [names[start::GROUPS] for start in range(GROUPS)] if kind == "classification" else [names]
-        own = {**job, "library": OWN, "texts": texts, "fresh_floor": True}
-        found += [{**own, "only": group} for group in split if group]
     return found
 
 
@@ -152,8 +152,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
     if options.write:
-        report.write("attributions", text)
-        report.plot(records)
+        report.write("attributions", text, image=report.plot(records))
     if failed := [record for record in records if record["library"] == OWN and "failed" in record]:
         sys.exit(f"failed: {failed}")
 

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import report
@@ -61,6 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", default="8,32", help="numbers of texts, separated by a comma")
     parser.add_argument("--methods", default="occlusion,input_x_gradient")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="a tiny model")
     parser.add_argument("--json", type=Path, help="write the records to this file")
@@ -72,12 +74,11 @@ def main() -> None:
     if options.child:
         print(json.dumps(child(options.child, counts[0], shape, options.threads)))
         return
-    records = [
-        {"method": method, "texts": count, **in_process(method, count, options)}
-        for method in options.methods.split(",")
-        for count in counts
-    ]
-    text = f"{report.machine(report.facts(options.threads, 1))}\n\n{table(records)}"
+    todo = [(method, count) for method in options.methods.split(",") for count in counts]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        measured = pool.map(lambda pair: in_process(*pair, options), todo)
+        records = [{"method": m, "texts": n, **each} for (m, n), each in zip(todo, measured, strict=True)]
+    text = f"{report.machine(report.facts(options.threads, options.jobs))}\n\n{table(records)}"
     print(text)
     if options.json:
         options.json.write_text(json.dumps(records, indent=1))

@@ -108,8 +108,8 @@ def table(records: list[dict[str, Any]]) -> str:
     return report.table(("method", "AUPRC", "token F1", "IOU F1"), rows)
 
 
-def plot(records: list[dict[str, Any]], path: Path = PLOT) -> None:
-    """Draw each agreement with its interval, and where random rankings are."""
+def plot(records: list[dict[str, Any]], path: Path = PLOT) -> Path:
+    """Draw each agreement with its interval, and where random rankings are; return the file."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -135,15 +135,16 @@ def plot(records: list[dict[str, Any]], path: Path = PLOT) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    return path
 
 
 def page(options: argparse.Namespace, facts: dict[str, Any], records: list[dict[str, Any]]) -> str:
     """The generated part of the docs."""
     said = (
-        f"The classifier ({facts['layers']} layers, width {facts['width']}, trained in {facts['seconds']:.0f} s) "
-        f"learnt from {facts['train']} sentences and is right on {facts['accuracy']:.1%} of {facts['test']} held-out "
-        f"ones, half of them toxic. Explained: {facts['explained']} held-out sentences that it rightly calls toxic; people "
-        f"marked {facts['marked']:.0%} of their characters. In brackets the 95 % bootstrap interval over texts."
+        f"The classifier ({facts['layers']} layers, width {facts['width']}) learnt from {facts['train']} sentences and "
+        f"is right on {facts['accuracy']:.1%} of {facts['test']} held-out "
+        f"ones, half of them toxic. Explained: {facts['explained']} held-out sentences that it rightly calls toxic; "
+        f"people marked {facts['marked']:.0%} of their characters. In brackets the 95 % bootstrap interval over texts."
     )
     return f"{report.machine(report.facts(options.threads, 1))}\n\n{said}\n\n{table(records)}"
 
@@ -184,8 +185,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({"facts": facts, "records": records}, indent=1))
     if options.write:
-        report.write("plausibility", text)
-        plot(records)
+        report.write("plausibility", text, image=plot(records))
 
 
 if __name__ == "__main__":

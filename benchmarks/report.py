@@ -24,7 +24,7 @@ SINGLE_PASS = ("saliency", "input_x_gradient")
 FLOOR_BAR, SINGLE_PASS_BAR = 1.10, 1.25
 ERROR_BAR, GAP_BAR, NODES_BAR, FASTER_BAR = 0.07, 0.01, 10, 5
 BARRED = (
-    *("occlusion", "lime", "kernel_shap", "shapley_sampling", "sobol", "rise", "integrated_gradients"),
+    *("occlusion", "lime", "kernel_shap", "shapley_sampling", "sobol", "rise", "banzhaf", "integrated_gradients"),
     *SINGLE_PASS,
 )
 
@@ -162,24 +162,22 @@ def generation(records: list[Record]) -> Iterator[tuple[str, ...]]:
             yield *name, *costs, "" if times is None else f"{times:.1f}"
 
 
-def plot(records: list[Record], path: Path = PLOT) -> None:
-    """Draw time over the floor: ours as bars, the other libraries as marks beside them."""
+def plot(records: list[Record], path: Path = PLOT) -> Path:
+    """Draw time over the floor: a mark for each library; return the file."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     timed = [r for r in records if r["kind"] == "classification" and "failed" not in r]
     names = sorted({r["method"] for r in timed}, reverse=True)
     figure, axes = plt.subplots(figsize=(8, 0.8 + 0.32 * len(names)), layout="constrained")
-    for library, marker in zip(sorted({r["library"] for r in timed}), "osD^vP*", strict=False):
-        own = [r for r in timed if r["library"] == library]
-        places = [names.index(r["method"]) for r in own]
-        ratios = [r["cpu"] / r["floor"] for r in own]
-        if library == OWN:
-            axes.barh(places, ratios, height=0.6, color="#4c78a8", label=library, zorder=1)
-        else:
-            axes.scatter(ratios, places, marker=marker, s=42, edgecolors="white", label=library, zorder=2)
+    for library, marker in zip(sorted({r["library"] for r in timed} - {OWN}), "os^vP", strict=False):
+        _mark(axes, [r for r in timed if r["library"] == library], names, library, marker=marker, s=42)
+    _mark(axes, [r for r in timed if r["library"] == OWN], names, OWN, marker="D", s=64, color="black")
+    axes.set_xscale("log")
     axes.axvline(1, color="black", linewidth=1, linestyle="--", label="floor")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_yticks(range(len(names)), names)
+    axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("CPU time over the bare model's for the same evaluations (1 = floor)")
     axes.legend(frameon=False, fontsize=8)
     for side in ("top", "right"):
@@ -187,10 +185,18 @@ def plot(records: list[Record], path: Path = PLOT) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    return path
 
 
-def write(name: str, text: str) -> None:
-    """Put a generated part between its markers in the page."""
+def _mark(axes: Any, records: list[Record], names: list[str], library: str, **style: Any) -> None:
+    places = [names.index(r["method"]) for r in records]
+    axes.scatter([r["cpu"] / r["floor"] for r in records], places, edgecolors="white", label=library, **style)
+
+
+def write(name: str, text: str, image: Path | None = None) -> None:
+    """Put a generated part, below its image if it has one, between its markers in the page."""
+    if image is not None:
+        text = f"![{image.stem}]({image.relative_to(PAGE.parent).as_posix()})\n\n{text}"
     begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
     page = PAGE.read_text(encoding="utf-8")
     if begin not in page or end not in page:
