@@ -29,6 +29,7 @@ from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
     ClassLogits,
     EmbeddingRequest,
+    GradientRequest,
     Program,
     Readout,
     Request,
@@ -246,11 +247,13 @@ class _Work:
             task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
         rules = None if isinstance(request, EmbeddingRequest) else request.rules
         self.engine.counters.evaluations_asked += task.missing
+        width = self.model.embedding.weight.shape[1]
         for point in range(task.missing):
             ids = request.anchors[0]
             row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point, rules)
-            row.numbers = _BACKWARD * request.readout.numbers(self.model)
-            row.numbers += request.readout.gradients * len(ids) * self.model.embedding.weight.shape[1]
+            row.numbers = request.readout.numbers(self.model)
+            if isinstance(request, GradientRequest):
+                row.numbers = _BACKWARD * row.numbers + request.readout.gradients * len(ids) * width
             self._wait(row)
         return task
 
@@ -450,7 +453,7 @@ class _Work:
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
-            row.waiters[0][0].output.read[row.point] = value[: row.readout.width]
+            row.waiters[0][0].output.read[row.point] = value[: row.readout.width].copy()
 
     def _run_gradients(self, batch: list[_Row]) -> None:
         batch, groups = _by_request(batch)

@@ -193,9 +193,8 @@ class SourceTokenScores(TokenScores):
         cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[TokenScores]
     ) -> tuple[torch.Tensor, list[list[int]]]:
         """Run the model; return logits, shape (rows, places, vocabulary), and the place of each position."""
-        network: Any = model.model
         where = [[p - readout.prompt_tokens for p in readout.positions] for readout in readouts]
-        return model.call(network, {**batch, "use_cache": False}).logits, where
+        return model.call(model.model, {**batch, "use_cache": False}).logits, where
 
 
 def _parts(embeddings: torch.Tensor, starts: list[int], ends: list[int]) -> torch.Tensor:
