@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[
         elements = encoding.elements(Granularity.parse(item.parameters.get("granularity", "word")))
         if not np.array_equal(elements.spans, item.spans):
             raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")
-        yield item, _classes(model, item, encoding), elements
+        # Of a part of a data set, texts keep the numbers that errors name them by.
+        yield item, _classes(model, item, replace(encoding, index=item.index)), elements
 
 
 def _raw(item: Attribution) -> Any:

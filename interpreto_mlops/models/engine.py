@@ -245,6 +245,7 @@ class _Work:
             task = _Task(request, slot, missing=request.n_points, output=PointScores(self.model, request))
         else:
             task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
+        rules = None if isinstance(request, EmbeddingRequest) else request.rules
         self.engine.counters.evaluations_asked += task.missing
         width = self.model.embedding.weight.shape[1]
         for point in range(task.missing):
@@ -259,35 +260,40 @@ class _Work:
     def _open_scores(self, request: ScoreRequest, slot: _Slot[Any]) -> _Task:
         task = _Task(request, slot, missing=len(request.rows), output=[None] * len(request.rows))
         self.engine.counters.evaluations_asked += len(request.rows)
+        readouts, exact = self._readouts(request), self._exact(request)
         fresh: list[_Row] = []
-        for place, ids in enumerate(request.rows):
-            readout = self._readout(request.readout_of(place))
-            exact = place < request.exact and self.model.autocast is not None
-            key = self._key(request.encoding, ids, readout, exact)
+        for place, (ids, key) in enumerate(zip(request.rows, self._keys(request, readouts), strict=True)):
             if (known := self.table.get(key, slot)) is not None:
                 task.output[place] = known
                 task.missing -= 1
             elif (row := self.pending.get(key)) is not None:
                 row.waiters.append((task, place))
             else:
-                row = _Row(len(ids), request.encoding, readout, ids, key, [(task, place)], exact=exact)
+                readout = readouts[place]
+                row = _Row(len(ids), request.encoding, readout, ids, key, [(task, place)], exact=place < exact)
                 row.numbers = readout.numbers(self.model)
                 self.pending[key] = row
                 fresh.append(row)
-        self._admit(request, fresh)
+        self._admit(request, readouts, fresh)
         return task
 
-    def _readout(self, readout: Readout) -> Readout:
-        """Return what to read for a row: where rows are shared, all that anybody may want of it."""
-        return readout if self.engine._shared is None else readout.whole
+    def _readouts(self, request: ScoreRequest) -> Sequence[Readout]:
+        """Return what to read for each row: where rows are shared, all that anybody may want of it."""
+        shared = self.engine._shared is not None
+        if isinstance(request.readout, Readout):
+            return [request.readout.whole if shared else request.readout] * len(request.rows)
+        return [readout.whole if shared else readout for readout in request.readout]
 
-    def _admit(self, request: ScoreRequest, rows: list[_Row]) -> None:
+    def _exact(self, request: ScoreRequest) -> int:
+        """Return how many rows at the start are to be computed in the model's own precision."""
+        return 0 if self.model.autocast is None else request.exact
+
+    def _admit(self, request: ScoreRequest, readouts: Sequence[Readout], rows: list[_Row]) -> None:
         """Let rows wait: those of one text that begin alike together, where that saves something."""
         alike = [row for row in rows if not row.exact and self._shown(row) is row.ids]
         group = None
         if alike:
-            readout = self._readout(request.readout_of(0))
-            group = self.engine.prefixes.group(request, readout, alike, self.engine.token_budget)
+            group = self.engine.prefixes.group(request, readouts[0], alike, self.engine.token_budget)
         if group is not None:
             self.groups.append(group)
             self.tokens += group.tokens
@@ -299,15 +305,25 @@ class _Work:
     def _shown(self, row: _Row) -> Ids:
         return self.model.ids_to_show(row.encoding.ids, row.ids)
 
-    def _key(self, encoding: Encoding, ids: Ids, readout: Readout, exact: bool) -> bytes:
-        """Name a row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
-        digest = hashlib.blake2b(f"{readout!r}:{exact}:{len(ids)}:".encode(), digest_size=16)
-        digest.update(ids.tobytes())
-        if encoding.token_type_ids is not None:
-            digest.update(encoding.token_type_ids[: len(ids)].tobytes())
-        if self.model.ids_to_show(encoding.ids, ids) is not ids:
-            digest.update(encoding.ids.tobytes())
-        return digest.digest()
+    def _keys(self, request: ScoreRequest, readouts: Sequence[Readout]) -> Iterator[bytes]:
+        """Name each row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
+        encoding, exact = request.encoding, self._exact(request)
+        starts: dict[tuple[int, bool, int], Any] = {}
+        hidden = self.model.rows_not_shown(encoding.ids, request.rows)
+        for place, (ids, readout, is_hidden) in enumerate(zip(request.rows, readouts, hidden, strict=True)):
+            # What the rows of a request have in common is written once.
+            common = id(readout), place < exact, len(ids)
+            start = starts.get(common)
+            if start is None:
+                start = hashlib.blake2b(f"{readout!r}:{place < exact}:{len(ids)}:".encode(), digest_size=16)
+                if encoding.token_type_ids is not None:
+                    start.update(encoding.token_type_ids[: len(ids)].tobytes())
+                starts[common] = start
+            digest = start.copy()
+            digest.update(ids.tobytes())
+            if is_hidden:
+                digest.update(encoding.ids.tobytes())
+            yield digest.digest()
 
     def _wait(self, row: _Row) -> None:
         self.rows.append(row)
@@ -437,7 +453,7 @@ class _Work:
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
-            row.waiters[0][0].output.read[row.point] = value[: row.readout.width]
+            row.waiters[0][0].output.read[row.point] = value[: row.readout.width].copy()
 
     def _run_gradients(self, batch: list[_Row]) -> None:
         batch, groups = _by_request(batch)

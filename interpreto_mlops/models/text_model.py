@@ -203,10 +203,17 @@ class TextModel:
         A padding id put in place of a token would move the pooled position of decoder classifiers and the position ids
         of RoBERTa's kin; then the model sees the original ids, and the changed embeddings come in by a hook.
         """
+        return original if self.rows_not_shown(original, [changed])[0] else changed
+
+    def rows_not_shown(self, original: Ids, rows: Sequence[Ids] | Ids) -> list[bool]:
+        """Return in the place of which rows the model sees the original ids; see `ids_to_show`."""
         padding = self._padding_id
-        if padding is None or len(original) != len(changed) or not ((changed == padding) & (original != padding)).any():
-            return changed
-        return original
+        if padding is None:
+            return [False] * len(rows)
+        if isinstance(rows, np.ndarray) and rows.shape[1] == len(original):
+            moved: list[bool] = ((rows == padding) & (original != padding)).any(axis=1).tolist()
+            return moved
+        return [len(row) == len(original) and bool(((row == padding) & (original != padding)).any()) for row in rows]
 
     @cached_property
     def decoder_start_id(self) -> int:

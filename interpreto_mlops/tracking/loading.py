@@ -16,9 +16,7 @@ from interpreto_mlops.tracking.store import Store, current_store
 _COMMIT = re.compile(r"^(?P<id>[\w.-]+(?:/[\w.-]+)?)@[0-9a-f]{40}$")
 
 
-def load_model(
-    source: str | Path, *, name: str | None = None, store: Store | None = None, **options: Any
-) -> TextModel:
+def load_model(source: str | Path, *, name: str | None = None, store: Store | None = None, **options: Any) -> TextModel:
     """Load a model and its tokenizer from a folder, the HuggingFace hub, or MLflow.
 
     Arguments:
