@@ -24,11 +24,12 @@ from interpreto_mlops.attributions.game import Presence as Presence
 from interpreto_mlops.attributions.queries import Query
 from interpreto_mlops.attributions.results import Attribution, AttributionSet, Floats
 from interpreto_mlops.errors import InputError, TextWarning
+from interpreto_mlops.models.continuations import generation_arguments
 from interpreto_mlops.models.objectives import InferenceMode, check_mode
 from interpreto_mlops.models.questions import Question
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import GradientRequest, GradientResult, Program
-from interpreto_mlops.models.targets import questions
+from interpreto_mlops.models.targets import check_texts, questions
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Registry
 from interpreto_mlops.text.granularity import Granularity
@@ -152,8 +153,8 @@ class Attributor(ABC):
         truncation: bool = False,
     ) -> Iterator[Attribution]:
         """Explain texts one after the other, as `__call__` does, with bounded memory."""
-        if isinstance(texts, str):
-            raise InputError(f"give a list of texts, not one string ({texts[:40]!r})")
+        check_texts(texts)
+        generation = generation_arguments(generation)
         if targets is not None or contrast is not None:
             texts = list(texts)
         asked = questions(

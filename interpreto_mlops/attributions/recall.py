@@ -46,9 +46,10 @@ def _raw(item: Attribution) -> Any:
 
 def _classes(model: TextModel, item: Attribution, encoding: Encoding) -> Question:
     for target in item.targets:
-        name = target.name.rsplit(": ", 1)[-1] if target.positions else target.name
-        if target.id >= len(model.labels) or model.labels[target.id] != name:
-            raise InputError(f"text {item.index} explains the class {name!r}, which {model.name!r} lacks")
+        label = model.labels[target.id] if target.id < len(model.labels) else None
+        # A token's label is named after the token.
+        if label is None or not (target.name == label or target.positions and target.name.endswith(f": {label}")):
+            raise InputError(f"text {item.index} explains the class {target.name!r}, which {model.name!r} lacks")
     classes = tuple(target.id for target in item.targets)
     if model.task == "classification":
         return ClassQuestion(model, encoding, classes or None)

@@ -77,7 +77,8 @@ class ClassQuestion(Question):
         contrast: tuple[int, ...] = (),
     ) -> None:
         super().__init__(model, encoding, ClassLogits())
-        self.classes, self.contrast = classes, contrast
+        self.classes = classes
+        self.contrast = _one_a_target(contrast, 1 if classes is None else len(classes), encoding.index)
 
     def settle(self, full: Floats, mode: InferenceMode) -> ClassObjective:
         """Return the objective; without classes it is that of the largest logit."""
@@ -91,14 +92,9 @@ class ClassQuestion(Question):
 
     def _targets(self, classes: tuple[int, ...]) -> tuple[Target, ...]:
         labels = self.model.labels
-        against = self.contrast * len(classes) if len(self.contrast) == 1 else self.contrast
-        if not against:
+        if not self.contrast:
             return tuple(Target(each, labels[each]) for each in classes)
-        if len(against) != len(classes):
-            raise InputError(
-                f"text {self.encoding.index} has {len(classes)} targets and {len(against)} contrasts; give one for each"
-            )
-        pairs = zip(classes, against, strict=True)
+        pairs = zip(classes, self.contrast, strict=False)
         return tuple(
             Target(each, labels[each], contrast=(other,), contrast_name=labels[other]) for each, other in pairs
         )
@@ -127,7 +123,8 @@ class LabelQuestion(Question):
     ) -> None:
         positions = tuple(sorted({position for at, _ in places for position in at}))
         super().__init__(model, encoding, LabelLogits(positions, len(model.labels)))
-        self.places, self.labels, self.contrast = list(places), labels, contrast
+        self.places, self.labels = list(places), labels
+        self.contrast = _one_a_target(contrast, len(self.places), encoding.index)
 
     def settle(self, full: Floats, mode: InferenceMode) -> LabelObjective:
         """Return the objective; without labels it is that of the largest logit of each element."""
@@ -143,11 +140,7 @@ class LabelQuestion(Question):
 
     def _targets(self, labels: tuple[int, ...]) -> tuple[Target, ...]:
         names = self.model.labels
-        against = self.contrast * len(labels) if len(self.contrast) == 1 else self.contrast
-        if against and len(against) != len(labels):
-            raise InputError(
-                f"text {self.encoding.index} has {len(labels)} targets and {len(against)} contrasts; give one for each"
-            )
+        against = self.contrast
         return tuple(
             Target(
                 label,
@@ -158,6 +151,13 @@ class LabelQuestion(Question):
             )
             for k, ((at, name), label) in enumerate(zip(self.places, labels, strict=True))
         )
+
+
+def _one_a_target(contrast: tuple[int, ...], n_targets: int, index: int) -> tuple[int, ...]:
+    """Return as many contrasts as there are targets, from as many, one or none."""
+    if len(contrast) not in (0, 1, n_targets):
+        raise InputError(f"text {index} has {n_targets} targets and {len(contrast)} contrasts; give one for each")
+    return contrast * n_targets if len(contrast) == 1 else contrast
 
 
 class ContinuationQuestion(Question):

@@ -55,6 +55,21 @@ def questions(
     return _of_labels(model, texts, targets, contrast, granularity)
 
 
+def check_texts(texts: Any) -> None:
+    """Refuse what holds no texts: one string, token ids, a table.
+
+    Raises:
+        InputError: it is not an iterable of texts.
+    """
+    if isinstance(texts, str):
+        raise InputError(f"give a list of texts, not one string ({texts[:40]!r})")
+    if isinstance(texts, Mapping):
+        names = ", ".join(repr(name) for name in list(texts)[:5])
+        raise InputError(f"give raw texts, whose characters get the scores, not a mapping of {names or 'nothing'}")
+    if not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) != 1:
+        raise InputError(f"give a list of texts, not a {type(texts).__name__}")
+
+
 def _one_each(given: Any, texts: Iterable[Any], what: str, read: Callable[[Any, int], Any]) -> Iterable[Any]:
     """Return one entry for each text: the same one for all, or one from a list that is as long as the texts.
 
@@ -142,13 +157,23 @@ def _label_entry(entry: Any, index: int, model: TextModel) -> int | list[tuple[A
     if isinstance(entry, str) or _whole(entry) is not None or not isinstance(entry, Iterable):
         return label_id(entry, model)
     pairs = [entry] if isinstance(entry, tuple) else list(entry)
+    if not pairs:
+        raise InputError(f"text {index} was given an empty list of targets; give at least one, or None")
     for pair in pairs:
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        if not _is_pair(pair) or _whole(pair[0]) is None and not _is_span(pair[0]):
             raise InputError(
                 f"a target of text {index} must be a label, or a pair of an element (its number or its character "
                 f"span) and a label, not {pair!r}"
             )
     return [(where, label_id(label, model)) for where, label in pairs]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
+def _is_span(value: Any) -> bool:
+    return _is_pair(value) and all(_whole(end) is not None for end in value)
 
 
 def _labels(

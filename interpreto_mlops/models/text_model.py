@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import count, groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,17 +79,21 @@ class TextModel:
     @cached_property
     def embedding(self) -> torch.nn.Embedding:
         """The module that turns token ids into embeddings (the encoder's, for an encoder-decoder)."""
-        source: Any = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
-        module = source.get_input_embeddings()
-        if not isinstance(getattr(module, "weight", None), torch.Tensor):
-            raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
-        return module  # type: ignore[no-any-return]
+        return self._embedding_of(self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model)
 
     @cached_property
     def decoder_embedding(self) -> torch.nn.Embedding:
         """The module that embeds the decoder's tokens, of an encoder-decoder."""
         network: Any = self.model
-        return network.get_decoder().get_input_embeddings()  # type: ignore[no-any-return]
+        return self._embedding_of(network.get_decoder())
+
+    def _embedding_of(self, part: Any) -> torch.nn.Embedding:
+        # FSMT's encoder and decoder have the module, but not the function that returns it.
+        find = getattr(part, "get_input_embeddings", lambda: getattr(part, "embed_tokens", None))
+        module = find()
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
+        return module  # type: ignore[no-any-return]
 
     @cached_property
     def engine(self) -> Engine:
@@ -338,9 +342,15 @@ class TextModel:
         """Make the embedding module return `embeddings`, shape (rows, tokens, width), whatever ids it is given.
 
         The model still sees the original ids, which pooling and position counting need. `module` is another one than
-        that of the input, such as the decoder's.
+        that of the input, such as the decoder's. Where both are one, it is called for the encoder first.
         """
-        handle = (module or self.embedding).register_forward_hook(lambda *_: embeddings)
+        calls = count(0 if module is self.embedding else 1)
+
+        def replaced(_module: torch.nn.Module, _arguments: Any, found: torch.Tensor) -> torch.Tensor | None:
+            # A row of source and decoder ids may be longer than what the decoder is given.
+            return embeddings[:, : found.shape[1]] if next(calls) else None
+
+        handle = (module or self.embedding).register_forward_hook(replaced)
         try:
             yield
         finally:
