@@ -136,6 +136,7 @@ class Attributor(ABC):
             InputError: texts or targets that cannot be used.
             ModelOutputError: the model returns NaN or infinity.
         """
+        check_texts(texts)
         start, before = time.perf_counter(), self.model.engine.counters.copy()
         total = len(texts) if isinstance(texts, Sized) else None
         stream = self.stream(texts, targets, contrast=contrast, generation=generation, truncation=truncation)

@@ -48,7 +48,7 @@ def _classes(model: TextModel, item: Attribution, encoding: Encoding) -> Questio
     for target in item.targets:
         label = model.labels[target.id] if target.id < len(model.labels) else None
         # A token's label is named after the token.
-        if label is None or not (target.name == label or target.positions and target.name.endswith(f": {label}")):
+        if label is None or not (target.name == label or (target.positions and target.name.endswith(f": {label}"))):
             raise InputError(f"text {item.index} explains the class {target.name!r}, which {model.name!r} lacks")
     classes = tuple(target.id for target in item.targets)
     if model.task == "classification":

@@ -68,7 +68,7 @@ def continued(
         InputError: a prompt or a continuation that cannot be used; the message names the text.
     """
     options = _generation_options(model, generation)
-    start = [int(options.get("decoder_start_token_id", model.decoder_start_id))] if _two_sided(model) else []
+    start = _decoder_start(model, options)
     pairs = zip(prompts, continuations, strict=False)
     index = 0
     while window := list(islice(pairs, _WINDOW)):
@@ -91,6 +91,13 @@ def _two_sided(model: TextModel) -> bool:
     return bool(model.model.config.is_encoder_decoder)
 
 
+def _decoder_start(model: TextModel, options: Mapping[str, Any]) -> list[int]:
+    if not _two_sided(model):
+        return []
+    given = options.get("decoder_start_token_id")
+    return [model.decoder_start_id if given is None else given]
+
+
 def _warn_of_whole_output(prompt: Prompt, target: Ids, start: Sequence[int]) -> None:
     """Warn when a target looks like all that `generate` returns: with the prompt, or the decoder's start token."""
     ahead = np.asarray(start, dtype=np.int64) if start else prompt.ids
@@ -102,7 +109,7 @@ def _warn_of_whole_output(prompt: Prompt, target: Ids, start: Sequence[int]) -> 
 
 def _prompt(model: TextModel, raw: Any, index: int) -> Prompt:
     tokenizer = model.tokenizer
-    chat = isinstance(raw, Sequence) and not isinstance(raw, str)
+    chat = isinstance(raw, Sequence) and not isinstance(raw, (str, bytes))
     text = _templated(model, raw, index) if chat else raw
     check_text(text, index)
     rows = model.tokenized([text], special=not chat)
@@ -169,7 +176,8 @@ def _room(model: TextModel, options: Mapping[str, Any], given: Ids | None) -> in
 def _check_decoder_length(model: TextModel, length: int, index: int) -> None:
     if _two_sided(model) and model.max_length is not None and length > model.max_length:
         raise InputError(
-            f"the target of text {index} has {length} tokens, more than the {model.max_length} that {model.name!r} takes"
+            f"the target of text {index} has {length} tokens, more than the {model.max_length} that {model.name!r} "
+            "takes"
         )
 
 
@@ -264,7 +272,9 @@ def _generated(model: TextModel, rows: Ids, options: Mapping[str, Any]) -> list[
         # A limit of new tokens in the configuration would win over a length that the caller gives.
         ahead = 1 if _two_sided(model) else rows.shape[1]
         if options["max_length"] <= ahead:
-            raise InputError(f"a prompt of {ahead} tokens leaves no room in generation's max_length {options['max_length']}")
+            raise InputError(
+                f"a prompt of {ahead} tokens leaves no room in generation's max_length {options['max_length']}"
+            )
         arguments["max_new_tokens"] = options["max_length"] - ahead
     # Samples depend on the seed and the prompt alone, and the caller's random numbers go on as if nothing had been.
     with model.evaluating(), torch.random.fork_rng(enabled=True), torch.inference_mode():

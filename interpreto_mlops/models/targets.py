@@ -160,7 +160,7 @@ def _label_entry(entry: Any, index: int, model: TextModel) -> int | list[tuple[A
     if not pairs:
         raise InputError(f"text {index} was given an empty list of targets; give at least one, or None")
     for pair in pairs:
-        if not _is_pair(pair) or _whole(pair[0]) is None and not _is_span(pair[0]):
+        if not _is_pair(pair) or (_whole(pair[0]) is None and not _is_span(pair[0])):
             raise InputError(
                 f"a target of text {index} must be a label, or a pair of an element (its number or its character "
                 f"span) and a label, not {pair!r}"

@@ -90,7 +90,7 @@ class TextModel:
     def _embedding_of(self, part: Any) -> torch.nn.Embedding:
         # FSMT's encoder and decoder have the module, but not the function that returns it.
         find = getattr(part, "get_input_embeddings", lambda: getattr(part, "embed_tokens", None))
-        module = find()
+        module: Any = find()
         if not isinstance(getattr(module, "weight", None), torch.Tensor):
             raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
         return module  # type: ignore[no-any-return]
@@ -346,9 +346,10 @@ class TextModel:
         """
         calls = count(0 if module is self.embedding else 1)
 
-        def replaced(_module: torch.nn.Module, _arguments: Any, found: torch.Tensor) -> torch.Tensor | None:
+        def replaced(_module: torch.nn.Module, arguments: Any, found: torch.Tensor) -> torch.Tensor | None:
             # A row of source and decoder ids may be longer than what the decoder is given.
-            return embeddings[:, : found.shape[1]] if next(calls) else None
+            width = (arguments[0] if arguments else found).shape[1]
+            return embeddings[:, :width] if next(calls) else None
 
         handle = (module or self.embedding).register_forward_hook(replaced)
         try:
