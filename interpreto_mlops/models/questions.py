@@ -22,7 +22,7 @@ from interpreto_mlops.models.objectives import (
     TokenObjective,
     is_multi_label,
 )
-from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
+from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores, check_left_to_right
 from interpreto_mlops.models.requests import ClassLogits, Floats, Readout
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Elements
@@ -165,9 +165,13 @@ class ContinuationQuestion(Question):
 
     Arguments:
         targets: their `positions` are places in `encoding.ids`, each the one before the token's own.
+
+    Raises:
+        InputError: the model does not read from left to right.
     """
 
     def __init__(self, model: TextModel, encoding: Encoding, targets: tuple[Target, ...]) -> None:
+        check_left_to_right(model)
         contrasted = [target for target in targets if target.contrast]
         positions = [p for target in targets for p in target.positions]
         positions += [p for target in contrasted for p in target.positions]

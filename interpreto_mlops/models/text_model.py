@@ -347,9 +347,13 @@ class TextModel:
         calls = count(0 if module is self.embedding else 1)
 
         def replaced(_module: torch.nn.Module, arguments: Any, found: torch.Tensor) -> torch.Tensor | None:
-            # A row of source and decoder ids may be longer than what the decoder is given.
+            if not next(calls):
+                return None
+            # A row of source and decoder ids may be longer than what the decoder is given; Longformer's kin lengthen
+            # rows themselves, to a multiple of their window.
             width = (arguments[0] if arguments else found).shape[1]
-            return embeddings[:, :width] if next(calls) else None
+            # A copy, which CTRL changes in place.
+            return torch.cat([embeddings[:, :width], found[:, embeddings.shape[1] : width]], dim=1)
 
         handle = (module or self.embedding).register_forward_hook(replaced)
         try:

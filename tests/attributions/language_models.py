@@ -86,17 +86,16 @@ def next_logits(model: TextModel, prompt: Sequence[int], decoder: Sequence[int])
         if network.config.is_encoder_decoder:
             both = torch.tensor([list(prompt)]), torch.tensor([list(decoder)])
             masks = {"attention_mask": torch.ones_like(both[0]), "decoder_attention_mask": torch.ones_like(both[1])}
-            return network(input_ids=both[0], decoder_input_ids=both[1], **masks).logits[0, -1]
+            # FSMT's decoder is causal only without a cache.
+            return network(input_ids=both[0], decoder_input_ids=both[1], use_cache=False, **masks).logits[0, -1]
         ids = torch.tensor([[*prompt, *decoder]])
         return network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1]
 
 
-def step_by_step(
-    model: TextModel, prompt: Sequence[int], target: Sequence[int], scored: Sequence[int] | None = None
-) -> np.ndarray:
+def step_by_step(model: TextModel, prompt: Sequence[int], target: Sequence[int]) -> np.ndarray:
     """The logits at each place of a target on its growing prefix, shape (tokens, vocabulary), one call a token.
 
-    `target` is what the model is given; the last token of it is not looked at.
+    The last token of `target` is predicted, never given.
     """
     start = [model.decoder_start_id] if model.model.config.is_encoder_decoder else []
     rows = [next_logits(model, prompt, [*start, *target[:t]]) for t in range(len(target))]

@@ -57,7 +57,7 @@ def test_the_scores_of_all_targets_are_those_of_the_growing_prefix(architecture,
 
 
 @pytest.mark.parametrize("replacement", ["mask", "unk", "pad", 9])
-@pytest.mark.parametrize("architecture", (*DECODERS, "t5", "bart"))
+@pytest.mark.parametrize("architecture", [*DECODERS, "t5", "bart"])
 def test_occlusion_equals_step_by_step_calls(architecture, replacement):
     model = language_model(architecture)
     by = {"mask": MASK, "unk": 1, "pad": PAD}.get(replacement, replacement)

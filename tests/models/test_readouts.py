@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 import interpreto_mlops.models.readouts as readouts_module
+from interpreto_mlops.attributions import IntegratedGradients, Occlusion
 from interpreto_mlops.errors import InputError
-from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
+from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores, check_left_to_right
+from interpreto_mlops.models.targets import questions
+from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.games import toy
-from tests.attributions.language_models import DECODERS, ENCODER_DECODERS, language_model
+from tests.attributions.language_models import DECODERS, ENCODER_DECODERS, language_model, step_by_step
 from tests.conftest import word_tokenizer
 
 ROWS = [[5, 9, 13, 22, 7], [6, 8], [30, 31, 32]]
@@ -136,3 +141,87 @@ def test_labels_are_read_at_their_places_and_bear_no_removal():
     assert asked[0].without(np.ones(4, dtype=bool)) is asked[0]
     with pytest.raises(InputError, match="'remove' leaves tokens without a place"):
         asked[0].without(np.array([True, True, False, True]))
+
+
+def odd_model(kind):
+    from transformers import (
+        BertConfig,
+        BertLMHeadModel,
+        ProphetNetConfig,
+        ProphetNetForConditionalGeneration,
+        XLNetConfig,
+        XLNetLMHeadModel,
+    )
+
+    ids = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    if kind == "xlnet":
+        network = XLNetLMHeadModel(XLNetConfig(**ids, d_model=16, n_layer=1, n_head=2, d_inner=16))
+    elif kind == "prophetnet":
+        sides = {f"{side}_ffn_dim": 16 for side in ("encoder", "decoder")}
+        sides |= {f"num_{side}_layers": 1 for side in ("encoder", "decoder")}
+        sides |= {f"num_{side}_attention_heads": 2 for side in ("encoder", "decoder")}
+        config = ProphetNetConfig(**ids, **sides, hidden_size=16, decoder_start_token_id=2)
+        network = ProphetNetForConditionalGeneration(config)
+    else:
+        network = BertLMHeadModel(BertConfig(**ids, **bert, is_decoder=kind == "bert decoder"))
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(6.0)
+    return TextModel(network.eval(), language_model("gpt2").tokenizer, name=kind)
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "prophetnet", "bert"])
+def test_a_model_that_looks_ahead_is_refused(kind):
+    model = odd_model(kind)
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"'{kind}' scores a token otherwise when others follow it"):
+            check_left_to_right(model)
+    with pytest.raises(InputError, match="give a model that reads from left to right"):
+        list(questions(model, ["good food"], ["was"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [*DECODERS, *ENCODER_DECODERS, "bert decoder"])
+def test_a_model_that_does_not_look_ahead_is_not(kind, dtype):
+    model = odd_model(kind) if kind == "bert decoder" else language_model(kind)
+    model.model.to(dtype)
+    check_left_to_right(model)
+
+
+@pytest.mark.parametrize("kind", ["ctrl", "led", "fsmt"])
+def test_models_that_treat_their_embeddings_in_their_own_way(kind):
+    """CTRL changes them in place, LED lengthens the row to its window, FSMT has no function that returns the module."""
+    from transformers import (
+        CTRLConfig,
+        CTRLLMHeadModel,
+        FSMTConfig,
+        FSMTForConditionalGeneration,
+        LEDConfig,
+        LEDForConditionalGeneration,
+    )
+
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    sides = {"d_model": 16, "decoder_start_token_id": 3}
+    for side in ("encoder", "decoder"):
+        sides |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 16}
+    torch.manual_seed(0)
+    if kind == "ctrl":
+        network = CTRLLMHeadModel(CTRLConfig(**ids, vocab_size=64, n_embd=16, n_layer=1, n_head=2, dff=16))
+    elif kind == "led":
+        network = LEDForConditionalGeneration(LEDConfig(**ids, **sides, vocab_size=64, attention_window=4))
+    else:
+        config = FSMTConfig(**ids, **sides, langs=["en", "de"], src_vocab_size=64, tgt_vocab_size=64)
+        network = FSMTForConditionalGeneration(config)
+    model = TextModel(network.eval(), language_model("gpt2").tokenizer, name=kind)
+    texts, targets = ["good food again we loved it", "soup"], ["was", "very cold"]
+    for method in (partial(IntegratedGradients, n_nodes=3, tolerance=1e9), partial(Occlusion, replacement="pad")):
+        together = method(model)(texts, targets=targets)
+        for text, target, item in zip(texts, targets, together, strict=True):
+            alone = method(model)([text], targets=[target])[0]
+            np.testing.assert_allclose(item.scores, alone.scores, atol=1e-5)
+            logits = step_by_step(model, model.tokenizer(text)["input_ids"], [t.id for t in item.targets])
+            np.testing.assert_allclose(
+                item.output, [row[t.id] for row, t in zip(logits, item.targets, strict=True)], atol=1e-5
+            )
