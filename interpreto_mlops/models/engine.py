@@ -20,6 +20,7 @@ import torch
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.gradient_sums import GradientSums, padded
+from interpreto_mlops.models.probes import bears_padding
 from interpreto_mlops.models.requests import (
     Floats,
     Program,
@@ -273,10 +274,19 @@ class _Work:
             self.rows
             and self.rows[-1].kind == kind
             and (len(batch) + 1) * longest <= max(self.engine.token_budget, longest)
+            and (self.rows[-1].length == longest or self._may_pad(batch[0], self.rows[-1]))
         ):
             batch.append(self.rows.pop())
         self.tokens -= sum(row.length for row in batch)
         return batch
+
+    def _may_pad(self, first: _Row, other: _Row) -> bool:
+        try:
+            return bears_padding(self.model, [(row.encoding, row.ids, row.readout) for row in (other, first)])
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                return True  # the batch itself will say so
+            raise
 
     @contextmanager
     def _timed(self, batch: list[_Row]) -> Iterator[None]:

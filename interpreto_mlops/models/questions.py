@@ -22,7 +22,8 @@ from interpreto_mlops.models.objectives import (
     TokenObjective,
     is_multi_label,
 )
-from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores, check_left_to_right
+from interpreto_mlops.models.probes import check_left_to_right
+from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
 from interpreto_mlops.models.requests import ClassLogits, Floats, Readout
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Elements

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -144,43 +143,6 @@ class SourceTokenScores(TokenScores):
         logits = network(**batch, use_cache=False).logits
         where = [[p - readout.prompt_tokens for p in readout.positions] for readout in mine]
         return _scores_of(logits, where, [readout.ids for readout in mine])
-
-
-_CAUSAL: WeakKeyDictionary[TextModel, bool] = WeakKeyDictionary()
-
-
-def check_left_to_right(model: TextModel) -> None:
-    """Refuse a model whose scores of a token change with what comes after it: one pass cannot score a continuation.
-
-    The model is asked once, with two tokens alone and with others behind them.
-
-    Raises:
-        InputError: it attends to what follows (XLNet, BERT's head without `is_decoder`), or to how much (ProphetNet).
-    """
-    if model not in _CAUSAL:
-        rows = model.embedding.weight.shape[0]
-        ids = [k % rows for k in (1, 2, 3, 5)]
-        alone, followed = (_first_logits(model, part) for part in (ids[:2], ids))
-        allowed = torch.finfo(model.dtype).eps ** 0.5 * max(1.0, float(alone.abs().max()))
-        _CAUSAL[model] = not float((alone - followed).abs().max()) > allowed
-    if not _CAUSAL[model]:
-        raise InputError(
-            f"{model.name!r} scores a token otherwise when others follow it, as {type(model.model).__name__} does; "
-            "give a model that reads from left to right"
-        )
-
-
-def _first_logits(model: TextModel, ids: list[int]) -> torch.Tensor:
-    """Return the logits at the first two of some tokens, shape (2, vocabulary)."""
-    network: Any = model.model
-    row, source = (torch.tensor([part], device=model.device) for part in (ids, ids[:2]))
-    batch = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-    if network.config.is_encoder_decoder:
-        batch = {f"decoder_{name}": tensor for name, tensor in batch.items()}
-        batch |= {"input_ids": source, "attention_mask": torch.ones_like(source)}
-    options = {"use_cache": False} if "use_cache" in model.accepts else {}
-    with model.evaluating(), torch.inference_mode():
-        return _wide(network(**batch, **options).logits[0, :2])
 
 
 def _parts(embeddings: torch.Tensor, starts: list[int], ends: list[int]) -> torch.Tensor:

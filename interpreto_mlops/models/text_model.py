@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import count, groupby, islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,7 +79,13 @@ class TextModel:
     @cached_property
     def embedding(self) -> torch.nn.Embedding:
         """The module that turns token ids into embeddings (the encoder's, for an encoder-decoder)."""
-        return self._embedding_of(self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model)
+        network: Any = self.model
+        if network.config.is_encoder_decoder:
+            return self._embedding_of(network.get_encoder())
+        module = self._embedding_of(network)
+        # T5's encoder alone has a module of its own on the same weights, and the model names the unused one.
+        own = getattr(network.get_encoder(), "embed_tokens", None) if hasattr(network, "get_encoder") else None
+        return own if own is not None and getattr(own, "weight", None) is module.weight else module
 
     @cached_property
     def decoder_embedding(self) -> torch.nn.Embedding:
@@ -344,15 +350,18 @@ class TextModel:
         The model still sees the original ids, which pooling and position counting need. `module` is another one than
         that of the input, such as the decoder's. Where both are one, it is called for the encoder first.
         """
-        calls = count(0 if module is self.embedding else 1)
+        calls: list[int] = []
+        first = int(module is self.embedding)
 
         def replaced(_module: torch.nn.Module, arguments: Any, found: torch.Tensor) -> torch.Tensor | None:
-            if not next(calls):
+            calls.append(len(calls))
+            if calls[-1] < first:
                 return None
             # A row of source and decoder ids may be longer than what the decoder is given; Longformer's kin lengthen
-            # rows themselves, to a multiple of their window.
-            width = (arguments[0] if arguments else found).shape[1]
-            # A copy, which CTRL changes in place.
+            # rows themselves, to a multiple of their window. And the result is a copy, which CTRL changes in place.
+            rows, width = (arguments[0] if arguments else found).shape[:2]
+            if rows != len(embeddings):
+                raise InputError(f"{self.name!r} does not embed its rows one by one, so embeddings cannot be put in")
             return torch.cat([embeddings[:, :width], found[:, embeddings.shape[1] : width]], dim=1)
 
         handle = (module or self.embedding).register_forward_hook(replaced)
@@ -360,6 +369,8 @@ class TextModel:
             yield
         finally:
             handle.remove()
+        if len(calls) <= first:
+            raise InputError(f"{self.name!r} does not use its embedding module, so embeddings cannot be put in")
 
     def logits_at(self, batch: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
         """Run a causal language model for the logits at some positions of each row only.
@@ -386,8 +397,15 @@ class TextModel:
         return torch.take_along_dim(kept, place[..., None], dim=1)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module."""
-        return self.embedding.forward(ids)
+        """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module.
+
+        Raises:
+            InputError: the module returns something else, as that of quantised I-BERT does.
+        """
+        found: Any = self.embedding.forward(ids)
+        if not isinstance(found, torch.Tensor):
+            raise InputError(f"the embedding module of {self.name!r} returns a {type(found).__name__}, not a tensor")
+        return found
 
 
 def _parts(text: Any) -> tuple[Any, ...]:

@@ -11,8 +11,7 @@ import torch
 import interpreto_mlops.models.readouts as readouts_module
 from interpreto_mlops.attributions import IntegratedGradients, Occlusion
 from interpreto_mlops.errors import InputError
-from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores, check_left_to_right
-from interpreto_mlops.models.targets import questions
+from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
 from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.games import toy
 from tests.attributions.language_models import DECODERS, ENCODER_DECODERS, language_model, step_by_step
@@ -141,53 +140,6 @@ def test_labels_are_read_at_their_places_and_bear_no_removal():
     assert asked[0].without(np.ones(4, dtype=bool)) is asked[0]
     with pytest.raises(InputError, match="'remove' leaves tokens without a place"):
         asked[0].without(np.array([True, True, False, True]))
-
-
-def odd_model(kind):
-    from transformers import (
-        BertConfig,
-        BertLMHeadModel,
-        ProphetNetConfig,
-        ProphetNetForConditionalGeneration,
-        XLNetConfig,
-        XLNetLMHeadModel,
-    )
-
-    ids = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
-    bert = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    if kind == "xlnet":
-        network = XLNetLMHeadModel(XLNetConfig(**ids, d_model=16, n_layer=1, n_head=2, d_inner=16))
-    elif kind == "prophetnet":
-        sides = {f"{side}_ffn_dim": 16 for side in ("encoder", "decoder")}
-        sides |= {f"num_{side}_layers": 1 for side in ("encoder", "decoder")}
-        sides |= {f"num_{side}_attention_heads": 2 for side in ("encoder", "decoder")}
-        config = ProphetNetConfig(**ids, **sides, hidden_size=16, decoder_start_token_id=2)
-        network = ProphetNetForConditionalGeneration(config)
-    else:
-        network = BertLMHeadModel(BertConfig(**ids, **bert, is_decoder=kind == "bert decoder"))
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            parameter.data.mul_(6.0)
-    return TextModel(network.eval(), language_model("gpt2").tokenizer, name=kind)
-
-
-@pytest.mark.parametrize("kind", ["xlnet", "prophetnet", "bert"])
-def test_a_model_that_looks_ahead_is_refused(kind):
-    model = odd_model(kind)
-    for _ in range(2):
-        with pytest.raises(InputError, match=f"'{kind}' scores a token otherwise when others follow it"):
-            check_left_to_right(model)
-    with pytest.raises(InputError, match="give a model that reads from left to right"):
-        list(questions(model, ["good food"], ["was"]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", [*DECODERS, *ENCODER_DECODERS, "bert decoder"])
-def test_a_model_that_does_not_look_ahead_is_not(kind, dtype):
-    model = odd_model(kind) if kind == "bert decoder" else language_model(kind)
-    model.model.to(dtype)
-    check_left_to_right(model)
 
 
 @pytest.mark.parametrize("kind", ["ctrl", "led", "fsmt"])
