@@ -360,7 +360,8 @@ class TextModel:
             # A row of source and decoder ids may be longer than what the decoder is given; Longformer's kin lengthen
             # rows themselves, to a multiple of their window. And the result is a copy, which CTRL changes in place.
             rows, width = (arguments[0] if arguments else found).shape[:2]
-            if rows != len(embeddings):
+            # XLNet turns rows and places about, which a square batch would hide.
+            if rows != len(embeddings) or self.model.config.model_type == "xlnet":
                 raise InputError(f"{self.name!r} does not embed its rows one by one, so embeddings cannot be put in")
             return torch.cat([embeddings[:, :width], found[:, embeddings.shape[1] : width]], dim=1)
 
