@@ -158,8 +158,8 @@ def explain_together(
     """Explain texts by every method and score the explanations.
 
     All methods and metrics go through the same few texts before the next ones come, so that what they have in common is
-    evaluated once however many texts there are, and the table of what is known stays small. Metrics that judge a whole
-    set, or explain anew, come at the end.
+    found in the engine's table, whose size is bounded. (The engine works ahead in each method's stream, by up to 1,024
+    texts.) Metrics that judge a whole set, or explain anew, come at the end.
 
     Arguments:
         methods: of one model, by label.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -25,6 +24,7 @@ from interpreto_mlops.workflows import together
 from interpreto_mlops.workflows.execute import execute
 from interpreto_mlops.workflows.recipes import load_recipe, parse_options, parse_recipe, parse_settings
 from interpreto_mlops.workflows.together import explain_together
+from tests.conftest import WORDS
 from tests.visuals.hostile import PAYLOADS, assert_harmless
 from tests.workflows.writer import build_writer, save_writer
 
@@ -79,26 +79,16 @@ def assert_same(ours, expected):
         assert ours.random_curve == pytest.approx(expected.random_curve, abs=1e-5)
 
 
-def test_methods_and_metrics_pay_once_for_what_they_share_however_many_texts_there_are(
-    tiny_model, many, chunks_of_four, monkeypatch
-):
-    """With a table for a few texts only, all the evaluations of one text are still shared."""
-    from interpreto_mlops.models import engine
-    from interpreto_mlops.models.coalition_table import CoalitionTable
-
-    def rows(table_rows):
-        monkeypatch.setattr(engine, "CoalitionTable", partial(CoalitionTable, most_bytes=424 * table_rows))
-        model = tiny_model()
-        methods = {"occlusion": Occlusion(model), "shap": KernelShap(model, n_perturbations=2**11)}
-        metrics = [Deletion(model, **FEW), Insertion(model, **FEW)]
-        explain_together(methods, dict.fromkeys(methods, metrics), many, {})
-        return model.engine.counters.evaluations_run
-
+def test_methods_and_metrics_pay_once_for_what_they_share(tiny_model, chunks_of_four):
+    """Two methods that enumerate every coalition, and metrics, cost no more than all coalitions once."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, size=8, replace=False)) for _ in range(10)]
     model = tiny_model()
-    distinct = sum(2 ** len(item) for item in Occlusion(model)(many))
-    # KernelShap enumerates every coalition, so nothing that the others ask for is new.
-    assert rows(2**18) <= distinct
-    assert rows(2**14) <= distinct
+    methods = {str(seed): KernelShap(model, n_perturbations=2**8, seed=seed) for seed in (0, 1)}
+    metrics = [Deletion(model, **FEW), Insertion(model, **FEW)]
+    explain_together(methods, dict.fromkeys(methods, metrics), texts, {})
+    assert model.engine.counters.evaluations_asked > 2 * 10 * 2**8
+    assert model.engine.counters.evaluations_run <= 10 * 2**8
 
 
 def test_a_metric_that_fails_names_the_text_of_the_whole_data_set(tiny_model, many, chunks_of_four):
