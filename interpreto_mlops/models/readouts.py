@@ -13,8 +13,9 @@ import torch
 
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.encoding import Encoding, Ids
+from interpreto_mlops.models.heads import head_rows
 from interpreto_mlops.models.requests import Floats, Readout
-from interpreto_mlops.models.text_model import TextModel, head_rows
+from interpreto_mlops.models.text_model import TextModel
 
 _LOGITS_AT_ONCE = 2**24  # numbers of the vocabulary's logits that are brought to float32 together
 

@@ -19,6 +19,7 @@ from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.execution import Execution
 from interpreto_mlops.models.fingerprint import fingerprint
+from interpreto_mlops.models.heads import find_plain_head
 
 if TYPE_CHECKING:
     from interpreto_mlops.models.engine import Engine
@@ -464,23 +465,7 @@ class TextModel:
 
         Some models scale, cap or shift their logits; it is tried once, on a few tokens.
         """
-        head, body = self.model.get_output_embeddings(), self.model.base_model
-        if type(head) is not torch.nn.Linear or body is self.model or self.model.config.is_encoder_decoder:
-            return None
-        ids = torch.arange(8, device=self.device)[None] * 7919 % self.embedding.weight.shape[0]
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        places = torch.arange(8)[None]
-        with self.evaluating(), torch.inference_mode(), self.execution.exactly():
-            try:
-                logits = self.logits_at(batch, places)[0].float()
-                rows = head_rows(head, self.hidden_at(batch, places), ids)[0].float()
-            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
-                return None
-        wanted = logits[torch.arange(8), ids[0].to(logits.device)]
-        exact = self.dtype in (torch.float32, torch.float64)
-        agrees = (rows.to(wanted.device) - wanted).abs().max() <= (1e-4 if exact else 2e-2) * logits.abs().max()
-        # An infinite logit agrees with nothing, and the whole vocabulary's must be read to find it.
-        return head if bool(agrees) and bool(torch.isfinite(logits).all()) else None
+        return find_plain_head(self)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module.
@@ -553,11 +538,3 @@ def _unchanged_truncation(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         tokenizer.truncation_side = side
         backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
         backend.enable_padding(**padding) if padding else backend.no_padding()
-
-
-def head_rows(head: torch.nn.Linear, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Return the logits of single tokens from hidden states, shapes (rows, k, width) and (rows, k) to (rows, k)."""
-    index = ids.to(head.weight.device)
-    wide = torch.promote_types(head.weight.dtype, torch.float32)
-    logits = (hidden.to(index.device, wide) * head.weight.detach()[index].to(wide)).sum(-1)
-    return logits if head.bias is None else logits + head.bias.detach()[index].to(wide)

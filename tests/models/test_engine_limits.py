@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertForSequenceClassification
 
 from interpreto_mlops.attributions import InputXGradient, KernelShap, Occlusion, Saliency
 from interpreto_mlops.errors import InputError, UnknownNameError
-from interpreto_mlops.models import budgets
+from interpreto_mlops.models import budgets, work
 from interpreto_mlops.models.coalition_table import CoalitionTable
 from interpreto_mlops.models.engine import Engine
 from interpreto_mlops.models.loading import load_model
@@ -68,7 +68,7 @@ def test_a_call_keeps_no_rows_of_texts_that_are_done(tiny_model, monkeypatch):
 
 
 def test_batches_are_small_where_a_row_makes_many_numbers(monkeypatch):
-    monkeypatch.setitem(sys.modules["interpreto_mlops.models.engine"]._NUMBERS, "cpu", 4 * 10 * 64)
+    monkeypatch.setitem(work._NUMBERS, "cpu", 4 * 10 * 64)
     model = decoder("llama", token_budget=4096)
     (encoding,) = model.encode([PROMPT])
     seen = []
@@ -189,11 +189,11 @@ def test_auto_measures_on_a_large_job_alone_and_changes_no_score(tiny_model, tex
     small, large = Engine(model, "auto"), Engine(model, "auto")
     model.engine = small
     Occlusion(model)(texts[1:2])
-    assert small._tuner is not None
+    assert small.tuner is not None
     assert not cache.exists()
     model.engine = large
     tuned = KernelShap(model)(texts)
-    assert large._tuner is None
+    assert large.tuner is None
     assert list(json.loads(cache.read_text()).values()) == [large.token_budget]
     for a, b in zip(plain, tuned, strict=True):
         np.testing.assert_allclose(a.scores, b.scores, atol=1e-6 * abs(b.scores).max())
