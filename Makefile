@@ -16,11 +16,11 @@ PORT ?= 5000
 # Interpreters for `make lock`, one for each supported Python.
 PYTHONS ?= python3.10 python3.11 python3.12
 
-.PHONY: help install quickstart test check format ui lock docs clean
+.PHONY: help install quickstart test check format ui lock docs clean benchmark-attributions benchmark-plausibility
 .DEFAULT_GOAL := help
 
 help: ## show these targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 30
 
 install: .venv/.installed ## make .venv from requirements.lock, with the project in it
 
@@ -60,6 +60,14 @@ ui: install ## open the MLflow UI on the quickstart's store
 
 lock: install ## resolve requirements.lock anew; needs all three Pythons
 	@$(BIN)/python tools/lock.py $(PYTHONS:%=--python %)
+
+benchmark-attributions: install ## time attributions beside other libraries, measure memory; writes docs/benchmarks.md
+	@$(BIN)/python benchmarks/attributions.py --write
+	@$(BIN)/python benchmarks/memory.py --write
+
+benchmark-plausibility: install ## compare attributions with the human rationales in DATA=folder; writes docs/benchmarks.md
+	@test -n "$(DATA)" || { echo "say where the data is: make $@ DATA=folder (docs/benchmarks.md)" >&2; exit 1; }
+	@$(BIN)/python benchmarks/plausibility.py --data "$(DATA)" --write
 
 clean: ## remove .venv and caches; keeps the runs
 	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

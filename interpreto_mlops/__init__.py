@@ -12,18 +12,28 @@ if TYPE_CHECKING:
     from interpreto_mlops.tracking.evidence import log_attributions as log_attributions
     from interpreto_mlops.tracking.evidence import log_dictionary as log_dictionary
     from interpreto_mlops.tracking.loading import load_model as load_model
+    from interpreto_mlops.workflows.compare import compare_methods as compare_methods
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "TextModel": "interpreto_mlops.models.text_model",
+    "compare_methods": "interpreto_mlops.workflows.compare",
     "load_dictionary": "interpreto_mlops.tracking.dictionary_flavor",
     "load_model": "interpreto_mlops.tracking.loading",
     "log_attributions": "interpreto_mlops.tracking.evidence",
     "log_dictionary": "interpreto_mlops.tracking.evidence",
 }
 
-__all__ = ["TextModel", "__version__", "load_dictionary", "load_model", "log_attributions", "log_dictionary"]
+__all__ = [
+    "TextModel",
+    "__version__",
+    "compare_methods",
+    "load_dictionary",
+    "load_model",
+    "log_attributions",
+    "log_dictionary",
+]
 
 
 def __getattr__(name: str) -> Any:

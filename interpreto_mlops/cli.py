@@ -83,6 +83,15 @@ _TRACKING = click.option(
 _EXPERIMENT = click.option("--experiment", help="The MLflow experiment; created where it is missing.")
 
 
+_OPTION = click.option(
+    "--option",
+    "settings",
+    multiple=True,
+    metavar="METHOD.NAME=VALUE",
+    help="A method's or metric's own parameter, a value as in YAML; can be given again.",
+)
+
+
 def _source_options(command: Any) -> Any:
     """The options that `attribute` and `concepts` share: which model, which texts."""
     for option in reversed(
@@ -140,15 +149,32 @@ def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, qu
 @click.option("--granularity", default="word", show_default=True, help="word, token, sentence or all_tokens.")
 @click.option("--inference-mode", default="logits", show_default=True, help="logits, softmax or log_softmax.")
 @click.option("--replacement", default="auto", show_default=True, help="auto, mask, pad, unk or remove.")
-@click.option("--target", help="The class to explain, by name [default: the predicted one].")
+@click.option("--target", help="The class to explain, by name, or a continuation [default: what the model says].")
+@click.option("--target-column", help="The column that says for each text what --target says for all.")
+@click.option("--contrast", help="A class, or a token, against which the target is explained.")
+@click.option(
+    "--generate",
+    "generation",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An argument of a language model's own generation, such as max_new_tokens=20; can be given again.",
+)
+@click.option(
+    "--target-granularity",
+    default="token",
+    show_default=True,
+    help="What of a continuation is explained as one: token, word or sentence.",
+)
+@click.option("--truncation", is_flag=True, help="Cut a prompt that is too long on the left instead of refusing it.")
+@_OPTION
 @click.option("--seed", type=int, default=0, show_default=True, help="Of methods and random rankings.")
 @click.option("--n-random", type=int, default=20, show_default=True, help="Random rankings of each text.")
-def attribute(quiet: bool, **values: Any) -> None:
-    """Explain texts by attributions and score how faithful they are.
+def attribute(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...], **values: Any) -> None:
+    """Explain texts by attributions, score how faithful they are, and compare the methods.
 
     Example: interpreto-mlops attribute --model ./reviews --data reviews.csv --text-column text
     """
-    _execute({"kind": "attribute", **values}, quiet)
+    _execute({"kind": "attribute", **values}, quiet, settings, generation)
 
 
 @main.command()
@@ -167,13 +193,14 @@ def attribute(quiet: bool, **values: Any) -> None:
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of the texts to score on.")
 @click.option("--select-by", default="reconstruction/r2", show_default=True, help="The metric that chooses the best.")
 @click.option("--register-best/--no-register", default=True, help="Register the best dictionary of each layer.")
-def concepts(quiet: bool, **values: Any) -> None:
+@_OPTION
+def concepts(quiet: bool, settings: tuple[str, ...], **values: Any) -> None:
     """Learn concept dictionaries of layers; score, label and register them.
 
     Example: interpreto-mlops concepts --model ./reviews --data reviews.csv --layers 0,1 --n-concepts 64
     """
     values["layers"] = [int(layer) if re.fullmatch(r"-?[0-9]+", layer) else layer for layer in values["layers"]]
-    _execute({"kind": "concepts", **values}, quiet)
+    _execute({"kind": "concepts", **values}, quiet, settings)
 
 
 @main.command()
@@ -192,13 +219,16 @@ def run(recipe: str, quiet: bool) -> None:
         execute(load_recipe(recipe), command=_command(), console=console)
 
 
-def _execute(values: dict[str, Any], quiet: bool) -> None:
+def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()) -> None:
     with _said_plainly():
         console = _console(quiet)
         from interpreto_mlops.workflows.execute import execute
-        from interpreto_mlops.workflows.recipes import parse_recipe
+        from interpreto_mlops.workflows.recipes import parse_options, parse_recipe, parse_settings
 
         given = {key: value for key, value in values.items() if value is not None}
+        given["options"] = parse_options(settings)
+        if generation:
+            given["generate"] = parse_settings(generation)
         execute(parse_recipe(given), command=_command(), console=console)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pandas as pd
 import pytest
+import yaml
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from interpreto_mlops.attributions import METHODS
 from interpreto_mlops.attributions.metrics import METRICS
@@ -59,6 +62,12 @@ def test_doctor_says_that_everything_fits():
         (["--methods", "occlusion,magic"], "unknown attribution method 'magic'; known: 'integrated_gradients'"),
         (["--tracking-uri", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
         (["--max-texts", "0"], "max_texts: Input should be greater than or equal to 1"),
+        (["--option", "kernel_shap.budget=9"], "unknown option of 'kernel_shap' 'budget'; known: 'granularity'"),
+        (["--option", "kernel_shap.n_perturbations=many"], "n_perturbations must be a whole number"),
+        (["--option", "lime=3"], "an option is METHOD.NAME=VALUE, not 'lime=3'"),
+        (["--option", "magic.n=3"], "unknown method in options 'magic'; known: 'occlusion'"),
+        (["--target-column", "gold"], "no column 'gold'"),
+        (["--generate", "max_new_tokens"], "an option is KEY=VALUE, not 'max_new_tokens'"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_sentence_and_exit_code_one(
@@ -72,6 +81,31 @@ def test_what_a_user_can_get_wrong_is_one_sentence_and_exit_code_one(
     assert words in result.output
     assert result.output.startswith("Error: ")
     assert len(result.output.strip().splitlines()) == 1, result.output
+
+
+def test_options_of_methods_go_into_the_recipe_of_each_run(reviews, cebab_folder, tmp_path):
+    uri = f"sqlite:///{tmp_path}/m.db"
+    given = ("--model", cebab_folder, "--data", reviews, "--tracking-uri", uri, "--n-random", 2)
+    result = invoke(
+        *("attribute", *given, "--methods", "kernel_shap,occlusion", "--metrics", "comprehensiveness"),
+        *("--option", "kernel_shap.n_perturbations=20", "--option", "comprehensiveness.bins=[0.5]"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "no significant difference from the best" in result.output
+    client = MlflowClient(uri, registry_uri=uri)
+    runs = client.search_runs([client.get_experiment_by_name("interpreto").experiment_id])
+    run = next(run for run in runs if run.data.params.get("method") == "kernel_shap")
+    assert run.data.params["method.n_perturbations"] == "20"
+    recipe = yaml.safe_load(Path(client.download_artifacts(run.info.run_id, "recipe.yaml", str(tmp_path))).read_text())
+    assert recipe["options"] == {"kernel_shap": {"n_perturbations": 20}, "comprehensiveness": {"bins": [0.5]}}
+    result = invoke(
+        *("concepts", "--model", cebab_folder, "--data", reviews, "--tracking-uri", uri, "--layers", 0),
+        *("--methods", "topk_sae", "--n-concepts", 3, "--seeds", 1, "--no-register"),
+        *("--option", "topk_sae.k=2", "--option", "topk_sae.n_epochs=1"),
+    )
+    assert result.exit_code == 0, result.output
+    runs = client.search_runs([client.get_experiment_by_name("interpreto").experiment_id])
+    assert any(run.data.params.get("method.k") == "2" for run in runs)
 
 
 def test_a_wrong_layer_names_those_there_are(reviews, cebab_folder, tmp_path):

@@ -10,12 +10,11 @@ import operator
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from interpreto_mlops.models.continuations import generation_arguments
 from interpreto_mlops.models.objectives import InferenceMode, check_mode
 from interpreto_mlops.models.questions import Question
 from interpreto_mlops.models.replacement import Replacement
-from interpreto_mlops.models.requests import GradientRequest, GradientResult, Program
+from interpreto_mlops.models.requests import Program
 from interpreto_mlops.models.targets import check_texts, questions
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Registry
@@ -48,7 +47,8 @@ class Estimate:
         scores: of the players, shape (targets, players).
         standard_error: of each score, the same shape, or None.
         checks: the estimate's own checks.
-        baseline_output: the score of each target at the baseline, when it is not that of the empty coalition.
+        baseline_output: the score of each target at the baseline, when it is not that of the empty coalition; NaN
+            stands for a method without one.
         parameters: what a parameter resolved to, where that is not what it was given.
     """
 
@@ -173,6 +173,7 @@ class Attributor(ABC):
     def _program(self, question: Question, generation: Mapping[str, Any] | None) -> Program[Attribution]:
         """Explain one text: find its targets, let the method estimate, put the result together."""
         elements = question.encoding.elements(Granularity.parse(self.granularity))
+        question.narrow(InferenceMode.parse(self.inference_mode))
         game = Game(question, elements, Replacement.resolve(self.replacement, self.model))
         if len(elements) == 0:
             message = f"text {question.encoding.index} has nothing to attribute: {question.encoding.text[:40]!r}"
@@ -182,40 +183,65 @@ class Attributor(ABC):
         return self._attribution(game, estimate, dict(generation or {}))
 
     def _run(self, game: Game) -> Program[Estimate]:
-        """Drive the method's own generator; its first request also carries the full and the empty coalition."""
-        mode = InferenceMode.parse(self.inference_mode)
-        full, empty = np.ones((1, game.n_players), dtype=bool), np.zeros((1, game.n_players), dtype=bool)
+        """Drive the method's own generator."""
         if game.n_players == 0:
-            (read,) = yield [game.request(full)]
-            game.settle(read, mode)
+            (read,) = yield [game.request(np.ones((1, 0), dtype=bool), exact=1)]
+            game.settle(read, self._mode)
             return Estimate(np.zeros((len(game.full), 0)))
         steps = self.estimate(game)
         try:
             asked = next(steps)
-            present = asked if isinstance(asked, np.ndarray) else np.zeros((0, game.n_players), dtype=bool)
-            # A path has its own baseline, and some tokenizers have nothing that could stand for an empty text.
-            ends = [full] if isinstance(asked, Query) and not asked.needs_empty else [full, empty]
-            (read,) = yield [game.request(np.concatenate([*ends, present]))]
-            game.settle(read[: len(ends)], mode)
-            answer: Any = game.objective.score(read[len(ends) :])
+            answer = yield from self._ask_first(game, asked)
             while True:
-                if isinstance(asked, Query):
-                    (answer,) = yield [asked.request(game)]
                 asked = steps.send(answer)
-                if isinstance(asked, np.ndarray):
-                    (read,) = yield [game.request(asked)]
-                    answer = game.objective.score(read)
+                answer = yield from self._ask(game, asked)
         except StopIteration as stop:
             estimate: Estimate = stop.value
             return estimate
+
+    def _ask_first(self, game: Game, asked: Presence | Query) -> Program[Any]:
+        """Answer a method's first request, which also finds the targets and the scores of full and empty text."""
+        ends = np.asarray([[True], [False]]).repeat(game.n_players, axis=1)
+        if isinstance(asked, np.ndarray):
+            (read,) = yield [game.request(np.concatenate([ends, asked]), exact=2)]
+            game.settle(read[:2], self._mode)
+            return game.objective.score(read[2:])
+        if asked.is_text:
+            (result,) = yield [asked.request(game, self._settling(game))]
+            return result
+        # Not every query needs the empty text, and some tokenizers have nothing that could stand for it.
+        (read,) = yield [game.request(ends if asked.needs_empty else ends[:1], exact=2)]
+        game.settle(read, self._mode)
+        return (yield from self._ask(game, asked))
+
+    def _ask(self, game: Game, asked: Presence | Query) -> Program[Any]:
+        if isinstance(asked, Query):
+            (result,) = yield [asked.request(game, game.objective)]
+            return result
+        (read,) = yield [game.request(asked)]
+        return game.objective.score(read)
+
+    def _settling(self, game: Game) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return an objective that finds the targets from what it is given first, the read of the text itself."""
+
+        def objective(read: torch.Tensor) -> torch.Tensor:
+            game.settle(read[:1].detach().cpu().numpy().astype(np.float64), self._mode)
+            return game.objective(read)
+
+        return objective
+
+    @property
+    def _mode(self) -> InferenceMode:
+        return InferenceMode.parse(self.inference_mode)
 
     @abstractmethod
     def estimate(self, game: Game) -> Steps:
         """The method's mathematics for one text, as a generator.
 
         It yields coalitions, shape (rows, players), and receives their scores, shape (rows, targets); or a `Query`,
-        such as a `Path`, and receives the engine's answer. After the first answer `game.full`, `game.empty`,
-        `game.objective` and `game.valid` are known. It returns an `Estimate`.
+        such as a `Path`, and receives the engine's answer. After the first answer `game.full`, `game.objective` and
+        `game.valid` are known, and `game.empty` unless the first request was a query that does not need it (then it is
+        NaN). It returns an `Estimate`.
         """
 
     def _attribution(self, game: Game, estimate: Estimate, generation: dict[str, Any]) -> Attribution:
@@ -234,7 +260,7 @@ class Attributor(ABC):
         )
 
     def _recorded(self, game: Game) -> dict[str, Any]:
-        return {**self.parameters, "replacement": str(game.replacement), "dtype": str(self.model.dtype).split(".")[-1]}
+        return {**self.parameters, "replacement": str(game.replacement), **self.model.arithmetic}
 
     def _empty(self, game: Game) -> Attribution:
         targets = game.question.expected
@@ -267,66 +293,7 @@ class Attributor(ABC):
         )
 
 
-@dataclass(frozen=True)
-class Path(Query):
-    """Points between a baseline and the text in the embedding space, at which gradients are summed.
-
-    Arguments:
-        nodes: the share of the text at each point: 0 is the baseline, 1 the text; shape (points,).
-        weights: the weight of each point's gradient, shape (points,).
-        zero_baseline: whether the baseline's embeddings are zero instead of those of the replacement token.
-    """
-
-    nodes: Floats
-    weights: Floats
-    zero_baseline: bool = False
-
-    @property
-    def needs_empty(self) -> bool:
-        """Not where the baseline is no text."""
-        return not self.zero_baseline
-
-    def request(self, game: Game) -> GradientRequest:
-        """Return what the engine is asked for: anchor 0 is the text, anchor 1 the text with every element replaced."""
-        baseline = _baseline_ids(game)
-        players = game.movable
-
-        def points(anchors: Any, numbers: Any) -> Any:
-            # Nodes in half precision would be other nodes; the engine rounds the points, once.
-            precise = torch.promote_types(anchors.dtype, torch.float32)
-            share = torch.as_tensor(self.nodes, dtype=precise, device=anchors.device)[numbers][:, None, None]
-            start = anchors[1].clone()
-            if self.zero_baseline:
-                start[anchors.new_tensor(players).bool()] = 0
-            return start + share * (anchors[0] - start)
-
-        return GradientRequest(
-            encoding=game.encoding,
-            anchors=np.stack([game.encoding.ids, baseline]),
-            points=points,
-            weights=self.weights,
-            objective=game.objective,
-            n_targets=len(game.objective.targets),
-            readout=game.question.readout,
-        )
-
-    def difference(self, game: Game, result: GradientResult) -> Floats:
-        """Return text minus baseline in the embedding space, shape (tokens, width)."""
-        text, replaced = result.anchors
-        start = replaced.copy()
-        if self.zero_baseline:
-            start[game.movable] = 0
-        difference: Floats = text - start
-        return difference
-
-
 Steps = Generator["Presence | Query", Any, Estimate]
-
-
-def _baseline_ids(game: Game) -> npt.NDArray[np.int64]:
-    if game.replacement.id is None:
-        return game.encoding.ids
-    return np.where(game.movable, game.replacement.id, game.encoding.ids)
 
 
 def as_integer(name: str, value: Any, least: int) -> int:

@@ -169,8 +169,8 @@ def plan_leverage(n: int, budget: int, rng: np.random.Generator) -> Plan:
         budget: evaluations beside those of the empty and the full coalition; less than 2 ** n − 2, at least 2 n.
         rng: random numbers.
 
-    Source: Musco & Witter 2025 (arXiv 2410.01917), lemma 3.2 and algorithm 1, which draws the numbers of each size
-    independently, so that its budget is kept on average only.
+    Source: Musco & Witter 2025 (arXiv 2410.01917), which draws the number of each size independently, so that its
+    budget is kept on average only.
     """
     mass = _mass(n)
     sizes = np.arange(1, n // 2 + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from interpreto_mlops.attributions.aggregation import Aggregation, aggregate
 from interpreto_mlops.attributions.results import Floats
 from interpreto_mlops.models.objectives import InferenceMode, Objective
 from interpreto_mlops.models.questions import Question
@@ -63,15 +64,18 @@ class Game:
         shape = (len(self.objective.targets), self.n_players)
         return np.broadcast_to(self._reaching[:, self.players], shape)
 
-    def request(self, present: Presence) -> ScoreRequest:
-        """Ask for the scores of coalitions, shape (rows, players). Tokens of no player always stay."""
+    def request(self, present: Presence, exact: int = 0) -> ScoreRequest:
+        """Ask for the scores of coalitions, shape (rows, players). Tokens of no player always stay.
+
+        The first `exact` rows run in the model's own dtype even under autocast.
+        """
         always = np.ones((len(present), 1), dtype=bool)  # the last column, which NO_ELEMENT picks
         tokens = np.concatenate([present, always], axis=1)[:, self.of_token]
         rows = self.replacement.rows(self.encoding, tokens)
         if self.replacement.id is not None:
-            return ScoreRequest(self.encoding, rows, self.question.readout)
+            return ScoreRequest(self.encoding, rows, self.question.readout, exact)
         # Where tokens are taken out, the places that are read move.
-        return ScoreRequest(self.encoding, rows, [self.question.readout.without(kept) for kept in tokens])
+        return ScoreRequest(self.encoding, rows, [self.question.readout.without(kept) for kept in tokens], exact)
 
     def settle(self, read: Floats, mode: InferenceMode) -> None:
         """Take what was read for the full text, and for the empty one if it was asked for, shape (1 or 2, width)."""
@@ -84,11 +88,9 @@ class Game:
         """Return random numbers that depend on the seed and this text alone."""
         return np.random.default_rng(self.encoding.seed(seed))
 
-    def sum_tokens(self, token_scores: Floats) -> Floats:
-        """Sum token scores, shape (..., tokens), over the tokens of each player, shape (..., players)."""
-        member = self.of_token[:, None] == np.arange(self.n_players)
-        scores: Floats = token_scores @ member.astype(np.float64)
-        return scores
+    def aggregate(self, token_scores: Floats, how: Aggregation = Aggregation.SUM) -> Floats:
+        """Aggregate token scores, shape (..., tokens), over the tokens of each player, shape (..., players)."""
+        return aggregate(token_scores, self.of_token, self.n_players, how)
 
     def matrix(self, scores: Floats) -> Floats:
         """Put the players' scores, shape (targets, players), into the matrix of all elements.

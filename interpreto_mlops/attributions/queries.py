@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import torch
 
 from interpreto_mlops.models.requests import Request
 
@@ -12,13 +15,16 @@ if TYPE_CHECKING:
 
 
 class Query(ABC):
-    """A question that a method yields; it receives the engine's answer to the request."""
+    """A question that a method yields, such as gradients at some points; it receives the engine's answer."""
+
+    needs_empty: bool = False
+    """Whether the score of the text with every player absent must be known, too."""
 
     @property
-    def needs_empty(self) -> bool:
-        """Whether the score of the text with every player absent must be known, too."""
-        return True
+    def is_text(self) -> bool:
+        """Whether only the text itself is asked about: its score and its targets then come with the answer."""
+        return False
 
     @abstractmethod
-    def request(self, game: Game) -> Request:
-        """Put the question for one text, whose targets are known by now."""
+    def request(self, game: Game, objective: Callable[[torch.Tensor], torch.Tensor]) -> Request:
+        """Return what the engine is asked for; gradients are those of that objective."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,8 @@ def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[
         elements = encoding.elements(Granularity.parse(item.parameters.get("granularity", "word")))
         if not np.array_equal(elements.spans, item.spans):
             raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")
-        yield item, _classes(model, item, encoding), elements
+        # Of a part of a data set, texts keep the numbers that errors name them by.
+        yield item, _classes(model, item, replace(encoding, index=item.index)), elements
 
 
 def _raw(item: Attribution) -> Any:
@@ -51,9 +53,11 @@ def _classes(model: TextModel, item: Attribution, encoding: Encoding) -> Questio
         if label is None or not (target.name == label or (target.positions and target.name.endswith(f": {label}"))):
             raise InputError(f"text {item.index} explains the class {target.name!r}, which {model.name!r} lacks")
     classes = tuple(target.id for target in item.targets)
+    contrast = tuple(label for target in item.targets for label in target.contrast)
     if model.task == "classification":
-        return ClassQuestion(model, encoding, classes or None)
-    return LabelQuestion(model, encoding, [(target.positions, target.name) for target in item.targets], classes)
+        return ClassQuestion(model, encoding, classes or None, contrast)
+    places = [(target.positions, target.name) for target in item.targets]
+    return LabelQuestion(model, encoding, places, classes, contrast)
 
 
 def _continuation(model: TextModel, item: Attribution) -> ContinuationQuestion:

@@ -217,9 +217,16 @@ class AttributionSet(Sequence[Attribution]):
     def _repr_html_(self) -> str:
         return str(_visuals("attributions_html").render_fragment(self))
 
-    def plot(self, index: int = 0) -> Any:
-        """Draw the scores of one text as a matplotlib figure."""
-        return _visuals("figures").attribution_figure(self._items[index])
+    def plot(self, index: int = 0, target: int | None = None) -> Any:
+        """Draw the scores of one text as a matplotlib figure.
+
+        Arguments:
+            index: of the text in this set.
+            target: the row of its scores to draw as bars; by default a matrix of all where there are several.
+        """
+        item, figures = self._items[index], _visuals("figures")
+        several = target is None and len(item.targets) > 1
+        return figures.matrix_figure(item) if several else figures.attribution_figure(item, target or 0)
 
 
 def _visuals(module: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from interpreto_mlops.attributions.coalitions import (
     count_coalitions,
     exact_shapley,
 )
+from interpreto_mlops.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,21 @@ class SamplingAttributor(Attributor):
     def fits(self, game: Game) -> bool:
         """Return whether every coalition of this text fits in the budget."""
         return game.n_players == 1 or 2**game.n_players <= self.n_perturbations
+
+
+def as_number(value: Any) -> float:
+    """Return a real number of whatever type as a float; NaN for anything else, which no range holds."""
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        InputError: something else.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{name} must be True or False, not {value!r}")
 
 
 Sampled = Generator[Presence, Floats, Estimate]

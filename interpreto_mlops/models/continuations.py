@@ -310,12 +310,14 @@ def _joined(model: TextModel, prompt: Prompt, target: Ids, start: Sequence[int])
         offsets = np.concatenate([prompt.offsets, np.full((len(start), 2), boundary), spans + boundary])
     special = model.special_places(every)
     special[len(prompt.ids) : len(prompt.ids) + len(start)] = True
+    tokens = model.tokenizer.convert_ids_to_tokens(every.tolist())
     encoding = Encoding(
         text=prompt.text + text,
         index=prompt.index,
         ids=every[:-1],
         special=special,
-        tokens=tuple(model.tokenizer.convert_ids_to_tokens(every.tolist())),
+        # A model may have more embeddings than its tokenizer has tokens, and generate one of those.
+        tokens=tuple(f"[{i}]" if token is None else token for i, token in zip(every, tokens, strict=True)),
         offsets=offsets,
         truncated=prompt.truncated,
         boundary=boundary,

@@ -23,7 +23,7 @@ from interpreto_mlops.models.objectives import (
     is_multi_label,
 )
 from interpreto_mlops.models.probes import check_left_to_right
-from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
+from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenLogits, TokenScores
 from interpreto_mlops.models.requests import ClassLogits, Floats, Readout
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Elements
@@ -47,6 +47,10 @@ class Question(ABC):
     @abstractmethod
     def settle(self, full: Floats, mode: InferenceMode) -> Objective:
         """Return the objective, now that what was read for the whole text is known, shape (width,)."""
+
+    def narrow(self, mode: InferenceMode) -> None:
+        """Read no more from the model than scores in this mode need."""
+        return
 
     def visible(self, elements: Elements) -> Visible:
         """Return which elements get a score for each target, shape (targets, elements), or (1, …) for all."""
@@ -183,7 +187,12 @@ class ContinuationQuestion(Question):
 
     def settle(self, full: Floats, mode: InferenceMode) -> TokenObjective:
         """Return the objective."""
-        return TokenObjective(targets=self.targets, mode=mode)
+        return TokenObjective(targets=self.targets, mode=mode, logits_only=isinstance(self.readout, TokenLogits))
+
+    def narrow(self, mode: InferenceMode) -> None:
+        """For logits no vocabulary-wide product is needed, where the decoder's head allows that."""
+        if mode is InferenceMode.LOGITS and type(self.readout) is TokenScores:
+            self.readout = TokenLogits(self.readout.positions, self.readout.ids, self.readout.prompt_tokens)
 
     @property
     def expected(self) -> tuple[Target, ...]:

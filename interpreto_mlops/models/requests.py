@@ -34,6 +34,24 @@ class Readout(ABC):
         """How many numbers a row of this readout has; None when as many as `read` returns."""
         return None
 
+    @property
+    def gradients(self) -> int:
+        """How many targets a row may have, each with a gradient of its own."""
+        return 1
+
+    @property
+    def whole(self) -> Readout:
+        """What to read where others may want more of the same row; `taken` finds this readout's part of it."""
+        return self
+
+    def taken(self, values: Floats) -> Floats:
+        """Return this readout's part of what was read for `whole`, shape (rows, width)."""
+        return values
+
+    def numbers(self, model: TextModel) -> int:
+        """Return how many numbers the model makes for a row beside its tokens, such as logits of a vocabulary."""
+        return 0
+
     def without(self, kept: npt.NDArray[np.bool_]) -> Readout:
         """Return the same question for a row of which only some tokens are left, shape (tokens,).
 
@@ -100,11 +118,11 @@ class ClassLogits(Readout):
         network: Any = model.model
         if model.pools_by_padding and len(readouts) > 1:
             # A decoder classifier without a padding id cannot tell where its rows end; the mask can.
-            hidden = network.base_model(**batch).last_hidden_state
+            hidden = model.call(network.base_model, batch).last_hidden_state
             last = batch["attention_mask"].sum(-1) - 1
             logits = network.score(hidden[torch.arange(len(last), device=last.device), last])
         else:
-            logits = network(**batch).logits
+            logits = model.call(network, batch).logits
         return logits if logits.dtype == torch.float64 else logits.float()  # type: ignore[no-any-return]
 
 
@@ -116,11 +134,13 @@ class ScoreRequest:
         encoding: the text.
         rows: the token ids of each row, some of them replaced or left out; a matrix, or arrays of any lengths.
         readout: what to read from the model, for all rows or one a row; all of one type and width.
+        exact: how many of the first rows run in the model's own dtype even under autocast.
     """
 
     encoding: Encoding
     rows: Sequence[Ids] | Ids
     readout: Readout | Sequence[Readout] = field(default_factory=ClassLogits)
+    exact: int = 0
 
     def readout_of(self, row: int) -> Readout:
         """Return what to read for one row."""
@@ -138,9 +158,10 @@ class GradientRequest:
             (r,), to those points, shape (r, tokens, width), on the model's device.
         weights: the weight of each point in the sums, shape (points,).
         objective: maps what was read, shape (r, read), to the scalars to differentiate, shape (r, targets).
-        n_targets: how many scalars that are.
         powers: the powers of the gradient whose weighted sums are wanted.
+        variance: whether the weighted population variance of the gradient is wanted, too.
         readout: what to read from the model.
+        rules: the rules of relevance propagation to differentiate by (`attn_lrp`, `cp_lrp`), or None for gradients.
     """
 
     encoding: Encoding
@@ -148,8 +169,31 @@ class GradientRequest:
     points: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     weights: Floats
     objective: Callable[[torch.Tensor], torch.Tensor]
-    n_targets: int
     powers: tuple[int, ...] = (1,)
+    variance: bool = False
+    readout: Readout = field(default_factory=ClassLogits)
+    rules: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """Points in the embedding space of one text that the model shall score, without gradients.
+
+    No row is looked up or remembered: points are built on the device from the anchors, a batch at a time.
+
+    Arguments:
+        encoding: the text.
+        anchors: token ids whose embeddings `points` starts from, shape (anchors, tokens); the first is the text itself.
+        points: maps the anchors' embeddings, shape (anchors, tokens, width), and the numbers of some points, shape
+            (r,), to those points, shape (r, tokens, width), on the model's device.
+        n_points: how many points there are.
+        readout: what to read from the model.
+    """
+
+    encoding: Encoding
+    anchors: Ids
+    points: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    n_points: int
     readout: Readout = field(default_factory=ClassLogits)
 
 
@@ -161,16 +205,19 @@ class GradientResult:
         moments: the weighted sums over points of gradient ** power, shape (powers, targets, tokens, width).
         values: the objective at each point, shape (points, targets).
         anchors: the embeddings of the anchors, shape (anchors, tokens, width).
+        variance: of the gradient over points, shape (targets, tokens, width), when asked for; 0 for a single point.
     """
 
     moments: Floats
     values: Floats
     anchors: Floats
+    variance: Floats | None = None
 
 
-Request = ScoreRequest | GradientRequest
+Request = ScoreRequest | EmbeddingRequest | GradientRequest
 Result = Any
-"""An array of shape (rows, read) for a `ScoreRequest`, a `GradientResult` for a `GradientRequest`."""
+"""An array, shape (rows, read), for a `ScoreRequest`; (points, read) for an `EmbeddingRequest`; a `GradientResult` for
+a `GradientRequest`."""
 
 R = TypeVar("R")
 Program = Generator[list[Request], list[Result], R]

@@ -35,16 +35,19 @@ class TextDataset:
         texts: the raw texts, in order.
         labels: one label a text, or None.
         source: a path or a readable description of the origin.
+        targets: what is to be explained in each text, or None.
     """
 
     name: str
     texts: tuple[str, ...]
     labels: tuple[str, ...] | None = None
     source: str = field(default="", compare=False)
+    targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.labels is not None and len(self.labels) != len(self.texts):
-            raise DataError(f"data set {self.name!r} has {len(self.texts)} texts but {len(self.labels)} labels")
+        for what, values in (("labels", self.labels), ("targets", self.targets)):
+            if values is not None and len(values) != len(self.texts):
+                raise DataError(f"data set {self.name!r} has {len(self.texts)} texts but {len(values)} {what}")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -54,7 +57,8 @@ class TextDataset:
         """The first 32 hex digits of a sha256 over every row, in order."""
         digest = hashlib.sha256()
         labels: Sequence[str | None] = self.labels or [None] * len(self.texts)
-        for row in zip(self.texts, labels, strict=True):
+        columns = [self.texts, labels, *([] if self.targets is None else [self.targets])]
+        for row in zip(*columns, strict=True):
             digest.update(json.dumps(row, ensure_ascii=True).encode())
             digest.update(b"\n")
         return digest.hexdigest()[:32]
@@ -70,7 +74,8 @@ class TextDataset:
         if rows < 1:
             raise InputError(f"the number of texts must be at least 1, not {rows!r}")
         labels = None if self.labels is None else self.labels[:rows]
-        return TextDataset(self.name, self.texts[:rows], labels, self.source)
+        targets = None if self.targets is None else self.targets[:rows]
+        return TextDataset(self.name, self.texts[:rows], labels, self.source, targets)
 
     def to_frame(self) -> pd.DataFrame:
         """Return a frame with the columns `text` and, if there are labels, `label`."""
@@ -79,7 +84,12 @@ class TextDataset:
 
 
 def load_dataset(
-    source: str | Path, *, text_column: str = "text", label_column: str | None = None, split: str = "test"
+    source: str | Path,
+    *,
+    text_column: str = "text",
+    label_column: str | None = None,
+    target_column: str | None = None,
+    split: str = "test",
 ) -> TextDataset:
     """Load a data set by its registered name or from a CSV, TSV, JSONL, JSON or Parquet file.
 
@@ -87,11 +97,14 @@ def load_dataset(
         source: a name in `DATASETS` (`library_docs`) or a path.
         text_column: the column of the texts; not used for a named data set.
         label_column: the column of the labels, or None to do without.
+        target_column: the column of what is to be explained in each text, or None; only a file has one.
         split: which part of a named data set; a file has none.
 
     Raises:
         DataError: no such file, a format or content that cannot be read, no rows, or a column that is not there.
     """
+    if str(source) in DATASETS and target_column is not None:
+        raise DataError(f"the data set {str(source)!r} has no column {target_column!r}; only a file has columns")
     if str(source) in DATASETS:
         return DATASETS.get(str(source))(split)
     path = Path(source)
@@ -100,7 +113,8 @@ def load_dataset(
         raise DataError(f"the data file {str(source)!r} has no rows")
     texts = _column(frame, text_column, path)
     labels = None if label_column is None else _column(frame, label_column, path)
-    return TextDataset(path.stem, texts, labels, str(path))
+    targets = None if target_column is None else _column(frame, target_column, path)
+    return TextDataset(path.stem, texts, labels, str(path), targets)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -165,7 +165,8 @@ def _joined_elements(text: str, pieces: Spans, visible: Spans, special: npt.NDAr
     used, of_used = np.unique(group[first[belongs]], return_inverse=True)
     of_token = np.full(len(special), NO_ELEMENT, dtype=np.int64)
     of_token[belongs] = of_used
-    spans = _as_spans([(pieces[group == g][0, 0], pieces[group == g][-1, 1]) for g in used])
+    first_of, last_of = (np.searchsorted(group, used, side) for side in ("left", "right"))
+    spans = np.stack([pieces[first_of, 0], pieces[last_of - 1, 1]], axis=1)
     return Elements(tuple(text[start:end] for start, end in spans.tolist()), spans, of_token)
 
 

@@ -19,7 +19,7 @@ from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.runs import RunLog
 from interpreto_mlops.visuals import attributions_html, figures
 
-_TABLE_TEXTS = 100
+_TABLE_ROWS = 100
 _TABLE_ELEMENTS = 5
 _TABLE_CHARACTERS = 300
 
@@ -133,7 +133,11 @@ def _write_artifacts(
         attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts),
     )
     run.table(schema.ATTRIBUTIONS_EXAMPLES, _examples(explanations))
-    run.figure(schema.ATTRIBUTIONS_EXAMPLE, figures.attribution_figure(_readable(explanations)))
+    example = _readable(explanations)
+    if example.targets:
+        run.figure(schema.ATTRIBUTIONS_EXAMPLE, figures.attribution_figure(example))
+    if len(example.targets) > 1:
+        run.figure(schema.ATTRIBUTIONS_MATRIX, figures.matrix_figure(example))
     if metrics:
         run.frame(schema.ATTRIBUTIONS_SCORES, _score_frame(explanations, metrics))
         run.dict(schema.ATTRIBUTIONS_METRICS, {result.name: _details(result) for result in metrics})
@@ -147,28 +151,29 @@ def _readable(explanations: AttributionSet) -> Attribution:
 
 
 def _examples(explanations: AttributionSet) -> pd.DataFrame:
-    rows = []
     # A text without elements has nothing to rank; the page shows it.
-    for item in [item for item in explanations if len(item) and item.targets][:_TABLE_TEXTS]:
-        order = item.ranking()
-        first, last = order[:_TABLE_ELEMENTS], order[::-1][:_TABLE_ELEMENTS]
-        rows.append(
-            {
-                "text_index": item.index,
-                "text": item.text[:_TABLE_CHARACTERS] + ("…" if len(item.text) > _TABLE_CHARACTERS else ""),
-                "target": item.targets[0].name,
-                "output": float(item.output[0]),
-                "baseline": float(item.baseline_output[0]),
-                "speaks for": ", ".join(_scored(item, place) for place in first if item.scores[0, place] > 0),
-                "speaks against": ", ".join(_scored(item, place) for place in last if item.scores[0, place] < 0),
-                "truncated": item.truncated,
-            }
-        )
-    return pd.DataFrame(rows)
+    rows = [_example(item, target) for item in explanations if len(item) for target in range(len(item.targets))]
+    return pd.DataFrame(rows[:_TABLE_ROWS])
 
 
-def _scored(item: Attribution, place: int) -> str:
-    return f"{item.elements[place]} {item.scores[0, place]:+.3f}"
+def _example(item: Attribution, target: int) -> dict[str, Any]:
+    order = [place for place in item.ranking(target).tolist() if np.isfinite(item.scores[target, place])]
+    first, last = order[:_TABLE_ELEMENTS], order[::-1][:_TABLE_ELEMENTS]
+    scores = item.scores[target]
+    return {
+        "text_index": item.index,
+        "text": item.text[:_TABLE_CHARACTERS] + ("…" if len(item.text) > _TABLE_CHARACTERS else ""),
+        "target": item.targets[target].name,
+        "output": float(item.output[target]),
+        "baseline": float(item.baseline_output[target]),
+        "speaks for": ", ".join(_scored(item, target, place) for place in first if scores[place] > 0),
+        "speaks against": ", ".join(_scored(item, target, place) for place in last if scores[place] < 0),
+        "truncated": item.truncated,
+    }
+
+
+def _scored(item: Attribution, target: int, place: int) -> str:
+    return f"{item.elements[place]} {item.scores[target, place]:+.3f}"
 
 
 def _score_frame(explanations: AttributionSet, metrics: Iterable[MetricResult]) -> pd.DataFrame:

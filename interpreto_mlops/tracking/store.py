@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,24 @@ def current_store() -> Store:
     except (MlflowException, RequestException) as error:
         raise TrackingError(f"cannot open the experiment at {redact(uri)!r}: {first_line(error)}") from None
     return Store(client, found.experiment_id, found.name, uri, mlflow.get_registry_uri())
+
+
+def configured_store(tracking_uri: str | None = None, experiment: str | None = None, *, default: str) -> Store:
+    """Return the store that is named, else the one that `mlflow.start_run` would use if the process has chosen one.
+
+    Arguments:
+        tracking_uri, experiment: as for `connect`.
+        default: the address when the process has neither a tracking address nor an open run.
+
+    Raises:
+        TrackingError: the store does not answer.
+    """
+    is_set: Callable[[], bool] = mlflow.is_tracking_uri_set
+    if (is_set() or mlflow.active_run() is not None) and tracking_uri is None:
+        if experiment is None:
+            return current_store()
+        tracking_uri = mlflow.get_tracking_uri()
+    return connect(tracking_uri, experiment, default=default)
 
 
 def current_store_for(run_id: str | None) -> tuple[Store, str | None]:

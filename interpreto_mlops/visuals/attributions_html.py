@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from interpreto_mlops.attributions.metrics.results import MetricResult
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.visuals import figures, page
-from interpreto_mlops.visuals.highlight import Highlighted, highlight
+from interpreto_mlops.visuals.highlight import Highlighted, highlight, tones_of
 from interpreto_mlops.visuals.metric_names import MetricName, metric_name
 
 _MAX_TEXTS = 50
 _FRAGMENT_TEXTS = 10
 _OPEN_TEXTS = 10
+_MAX_TARGETS = 40
+_MAX_ELEMENTS = 80
+_MAX_CELLS = 40_000
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,46 @@ class _Row:
 
 
 @dataclass(frozen=True)
+class _Cell:
+    """One cell of a matrix: nothing where there is no score."""
+
+    css_class: str
+    style: str
+    title: str
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """The scores of several targets at once.
+
+    Arguments:
+        elements: the heads of the columns, each with whether a continuation begins there.
+        rows: a target, its output, and its cells.
+        left_out: what is not shown, in words.
+    """
+
+    elements: tuple[tuple[str, bool], ...]
+    rows: tuple[tuple[str, float, tuple[_Cell, ...]], ...]
+    left_out: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One method's scores of one text: a row for each target, and all of them as a matrix where there are several."""
+
+    attribution: Attribution
+    rows: tuple[_Row, ...]
+    matrix: _Matrix | None
+
+
+@dataclass(frozen=True)
 class _Text:
-    """One text with the rows of all methods."""
+    """One text with what all methods say about it."""
 
     index: int
     text: str
     truncated: bool
-    rows: tuple[_Row, ...]
+    groups: tuple[_Group, ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +106,7 @@ def render_page(
         max_texts: texts shown, so that the page stays small enough for a browser; it says how many are left out.
     """
     texts = _texts(sets)
+    max_texts = _affordable(sets, texts[:max_texts])
     results = list(scores)
     return page.render(
         "attributions.html",
@@ -90,6 +129,7 @@ def render_fragment(attributions: AttributionSet, *, max_texts: int = _FRAGMENT_
         max_texts: texts shown; the fragment says how many are left out.
     """
     texts = _texts([attributions])
+    max_texts = _affordable([attributions], texts[:max_texts])
     return page.render(
         "attributions_fragment.html",
         texts=_views([attributions], texts[:max_texts]),
@@ -110,15 +150,64 @@ def _views(sets: Sequence[AttributionSet], texts: Sequence[tuple[int, str]]) -> 
             if (item.index, item.text) in found:
                 found[item.index, item.text].append(item)
     return [
-        _Text(index, text, any(item.truncated for item in items), tuple(row for item in items for row in _rows(item)))
+        _Text(index, text, any(item.truncated for item in items), tuple(_group(item) for item in items))
         for (index, text), items in found.items()
     ]
 
 
-def _rows(item: Attribution) -> Iterator[_Row]:
-    for i, target in enumerate(item.targets):
-        name = target.name if target.position is None else f"{target.name} (position {target.position})"
-        yield _Row(item, name, float(item.output[i]), float(item.baseline_output[i]), highlight(item, i))
+def _affordable(sets: Sequence[AttributionSet], texts: Sequence[tuple[int, str]]) -> int:
+    """Return how many of the texts a browser shows well; the first one always."""
+    cells = dict.fromkeys(texts, 0)
+    for item in (item for each in sets for item in each if (item.index, item.text) in cells):
+        cells[item.index, item.text] += item.scores.size
+    total = np.cumsum(list(cells.values()))
+    return max(int((total <= _MAX_CELLS).sum()), min(len(cells), 1))
+
+
+def _group(item: Attribution) -> _Group:
+    rows = tuple(_row(item, target) for target in range(min(len(item.targets), _MAX_TARGETS)))
+    return _Group(item, rows, _matrix(item) if len(item.targets) > 1 and len(item) else None)
+
+
+def _row(item: Attribution, target: int) -> _Row:
+    output, baseline = float(item.output[target]), float(item.baseline_output[target])
+    return _Row(item, _target_name(item, target), output, baseline, highlight(item, target))
+
+
+def _target_name(item: Attribution, target: int) -> str:
+    explained = item.targets[target]
+    name = page.named(explained.name)
+    if item.prompt_tokens is not None:
+        name += f" ({target + 1} of {len(item.targets)})"
+    return name if explained.contrast_name is None else f"{name} rather than {page.named(explained.contrast_name)}"
+
+
+def _matrix(item: Attribution) -> _Matrix:
+    size = np.where(np.isfinite(item.scores), np.abs(item.scores), 0.0).max(axis=0)
+    columns = sorted(np.argsort(-size, kind="stable")[:_MAX_ELEMENTS].tolist())
+    begins = [i for i in columns if item.boundary is not None and item.spans[i, 0] >= item.boundary][:1]
+    shown = min(len(item.targets), _MAX_TARGETS)
+    left_out = [f"{len(item.targets) - shown} more targets"] if shown < len(item.targets) else []
+    left_out += [f"{len(item) - len(columns)} elements of smaller scores"] if len(columns) < len(item) else []
+    return _Matrix(
+        tuple((page.named(item.elements[i]), i in begins) for i in columns),
+        tuple(
+            (page.named(item.targets[t].name), float(item.output[t]), tuple(_cells(item, t, columns, begins)))
+            for t in range(shown)
+        ),
+        " and ".join(left_out),
+    )
+
+
+def _cells(item: Attribution, target: int, columns: Sequence[int], begins: Sequence[int]) -> Iterator[_Cell]:
+    scores = item.scores[target, columns]
+    for i, score, tone in zip(columns, scores, tones_of(scores, item.scores), strict=True):
+        edge = " begins" if i in begins else ""
+        what = f"{page.excerpt(item.elements[i], 24)} → {page.excerpt(item.targets[target].name, 24)}"
+        if np.isnan(score):
+            yield _Cell(f"nothing{edge}", "", f"{what}: nothing to attribute")
+        else:
+            yield _Cell(f"{tone.sign}{edge}", f"background:{tone.colour}", f"{what}: {page.signed(score)}")
 
 
 def _common_parameters(sets: Sequence[AttributionSet]) -> dict[str, object]:

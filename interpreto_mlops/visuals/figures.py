@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from interpreto_mlops.attributions.comparison import pareto
 from interpreto_mlops.attributions.metrics.results import MetricResult
 from interpreto_mlops.attributions.results import Attribution
+from interpreto_mlops.errors import InputError
 from interpreto_mlops.visuals.lettering import drawable, set_plainly
 from interpreto_mlops.visuals.metric_names import metric_name
-from interpreto_mlops.visuals.page import MINUS, arrow, number, signed
+from interpreto_mlops.visuals.page import MINUS, arrow, named, number, signed
 
 if TYPE_CHECKING:
     from interpreto_mlops.concepts.importance import ConceptImportance
@@ -32,6 +36,7 @@ _DIVERGING = LinearSegmentedColormap.from_list("against_for", [AGAINST, "#f4a582
 _METHODS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MIN_SHARE = 0.005
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_COSTS = {"evaluations": "evaluations for one text", "seconds": "seconds for one text"}
 
 
 def attribution_figure(attribution: Attribution, target: int = 0, *, max_elements: int = 30) -> Figure:
@@ -44,6 +49,9 @@ def attribution_figure(attribution: Attribution, target: int = 0, *, max_element
     """
     scores = attribution.scores[target]
     shown = _largest(scores, max_elements)
+    if attribution.prompt_tokens is not None:
+        # What comes after the target has no score, and that is no finding.
+        shown = [i for i in shown if not np.isnan(scores[i])]
     figure = _figure(6.4, 1.1 + 0.26 * max(len(shown), 1))
     axes = figure.add_subplot()
     errors = None if attribution.standard_error is None else attribution.standard_error[target][shown]
@@ -118,6 +126,126 @@ def comparison_figure(
         axes.margins(x=0.08)
     figure.supxlabel("dot: mean with its interval · grey tick: random ranking", fontsize=8, color=_DIM)
     return _styled(figure, grid="x", background=_PANEL)
+
+
+def cost_figure(table: pd.DataFrame, *, cost: str = "evaluations") -> Figure:
+    """Draw faithfulness over cost: a panel for each metric, a point with its interval for each method.
+
+    Methods that no other one beats, by costing no more and being no worse, are ringed, named and joined by a line.
+
+    Arguments:
+        table: of a `Comparison`.
+        cost: `evaluations` or `seconds`, drawn for one text on a logarithmic axis.
+
+    Raises:
+        InputError: another cost.
+    """
+    if cost not in _COSTS:
+        raise InputError(f"the cost must be one of {', '.join(map(repr, _COSTS))}, not {cost!r}")
+    metrics, methods = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["method"]))
+    columns = min(max(len(metrics), 1), 2 if len(metrics) in (2, 4) else 3)
+    rows = max(math.ceil(len(metrics) / columns), 1)
+    figure = _figure(0.6 + 3.6 * columns, 0.5 + 2.9 * rows + 0.22 * math.ceil(len(methods) / 3))
+    for place, metric in enumerate(metrics, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        _cost_panel(axes, table[table["metric"] == metric], methods, cost)
+        axes.set_title(
+            f"{drawable(metric_name(metric).title)} {_arrow(table, metric)}", loc="left", fontsize=10, color=_INK
+        )
+        axes.set_xlabel(_COSTS[cost])
+    if figure.axes:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return _styled(figure, grid="both")
+
+
+def _arrow(table: pd.DataFrame, metric: str) -> str:
+    return arrow(bool(table.loc[table["metric"] == metric, "higher_is_better"].iloc[0]))
+
+
+def _cost_panel(axes: Axes, rows: pd.DataFrame, methods: Sequence[str], cost: str) -> None:
+    costs = (rows[cost] / rows["texts"].clip(lower=1)).where(rows[cost] > 0).to_numpy(dtype=np.float64)
+    values = rows["mean"].to_numpy(dtype=np.float64)
+    best = pareto(costs, values, higher_is_better=bool(rows["higher_is_better"].iloc[0]))
+    for x, y, ringed, row in zip(costs, values, best, rows.to_dict("records"), strict=True):
+        colour, marker = _look(methods.index(row["method"]))
+        label = drawable(row["method"], 40)
+        axes.plot([x], [y], marker=marker, ms=6, ls="", color=colour, label=label, zorder=3)
+        if np.isfinite([x, row["low"], row["high"]]).all():
+            axes.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.6, alpha=0.5, solid_capstyle="round")
+        if ringed:
+            axes.plot([x], [y], marker="o", ms=12, ls="", mfc="none", mec=_INK, mew=1.0, zorder=4)
+            _name(axes, x, y, label, right=x * x > np.nanmin(costs) * np.nanmax(costs))
+    front = np.flatnonzero(best)[np.argsort(costs[best], kind="stable")]
+    axes.plot(costs[front], values[front], color=_INK, lw=0.8, ls=":", zorder=1)
+    random = rows["random_mean"].mean()
+    if np.isfinite(random):
+        axes.axhline(random, color=UNKNOWN, lw=1.2, ls="--", zorder=1, label="random ranking (mean)")
+    if np.isfinite(costs).any():
+        _log_axis(axes, float(np.nanmin(costs)) / 2, float(np.nanmax(costs)) * 2)
+        axes.margins(y=0.14)
+
+
+def _name(axes: Axes, x: float, y: float, label: str, *, right: bool) -> None:
+    """Write a name beside its point, towards the middle of the panel."""
+    side, offset = ("right", -9) if right else ("left", 9)
+    written = axes.annotate(
+        label, (x, y), xytext=(offset, 7), textcoords="offset points", fontsize=7, color=_INK, ha=side, zorder=5
+    )
+    # Else the panel would be made narrower for a name that reaches over its edge.
+    written.set_in_layout(False)
+
+
+def _log_axis(axes: Axes, low: float, high: float) -> None:
+    """Make x logarithmic, with plain numbers; powers of ten are mathematics to matplotlib, which labels never are."""
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    wide = high / low > 30
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 3000 else (1.0, 3.0) if wide else (1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Return a colour and a marker for each of up to 49 methods that no other one has together."""
+    return _METHODS[place % len(_METHODS)], _MARKERS[(place + place // len(_METHODS)) % len(_MARKERS)]
+
+
+def matrix_figure(attribution: Attribution, *, max_targets: int = 40, max_elements: int = 60) -> Figure:
+    """Draw the scores of all targets: targets down, elements across, hatched where there is nothing to attribute.
+
+    Arguments:
+        attribution: the scores.
+        max_targets: of more targets the first are drawn.
+        max_elements: of longer texts the elements of the largest scores are drawn, in the order of the text.
+    """
+    largest = np.abs(np.where(np.isfinite(attribution.scores), attribution.scores, 0.0)).max(axis=0, initial=0.0)
+    elements = _largest(largest, max_elements)
+    scores = attribution.scores[:max_targets][:, elements]
+    n_rows, n_columns = scores.shape
+    figure = _figure(2.6 + 0.27 * max(n_columns, 4), 1.9 + 0.24 * max(n_rows, 2))
+    axes = figure.add_subplot()
+    limit = float(np.abs(scores[np.isfinite(scores)]).max(initial=0.0)) or 1.0
+    if scores.size:
+        axes.patch.set(hatch="////", edgecolor=_LINE)
+        masked = np.ma.masked_invalid(scores)
+        image = axes.imshow(masked, cmap=_DIVERGING, norm=TwoSlopeNorm(0, -limit, limit), aspect="auto")
+        bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
+        bar.ax.tick_params(labelsize=7)
+    axes.set_yticks(
+        range(n_rows), [drawable(named(target.name), 20) or " " for target in attribution.targets[:max_targets]]
+    )
+    names = [drawable(named(attribution.elements[i]), 16) or " " for i in elements]
+    axes.set_xticks(range(n_columns), names, rotation=90)
+    if attribution.boundary is not None and n_columns:
+        continued = int((attribution.spans[elements, 0] < attribution.boundary).sum())
+        axes.axvline(continued - 0.5, color=_INK, lw=1.0)
+    rows_left, columns_left = len(attribution.targets) - n_rows, len(attribution) - n_columns
+    parts = [f"scores of {drawable(attribution.method)}, a row for each target"]
+    parts += [f"first {n_rows} of {len(attribution.targets)} targets"] if rows_left else []
+    parts += [f"{n_columns} largest of {len(attribution)} elements"] if columns_left else []
+    axes.set_title(" · ".join(parts), loc="left", fontsize=10, color=_INK)
+    return _styled(figure, grid="")
 
 
 def importance_figure(
@@ -213,7 +341,7 @@ def _colour(score: float) -> str:
 
 def _curve(axes: Axes, result: MetricResult, place: int) -> None:
     assert result.curve is not None
-    colour, marker = _METHODS[place % len(_METHODS)], _MARKERS[place % len(_MARKERS)]
+    colour, marker = _look(place)
     label = f"{drawable(result.method)}  {number(result.mean)}"
     every = max(len(result.curve) // 6, 1)
     x, y = _points(result.curve)

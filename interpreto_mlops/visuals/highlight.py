@@ -13,6 +13,10 @@ from interpreto_mlops.visuals.page import number, signed
 
 _N_TOP = 5
 _FAINT = 0.1
+_WITHOUT_SCORE = {
+    "unknown": "no finite score",
+    "later": "not before what is explained",
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Tone:
     """How one score is drawn.
 
     Arguments:
-        sign: `for`, `against`, `zero`, or `unknown` for a score that is NaN or infinite.
+        sign: `for`, `against`, `zero`, or `unknown` for a score that is NaN or infinite; `later` for the target of a
+            continuation itself and what comes after it.
         strength: 0 to 1, the score's size beside the largest of the text.
     """
 
@@ -30,7 +35,7 @@ class Tone:
     @property
     def colour(self) -> str:
         """The CSS colour, made from the page's variables so that it follows the light or dark scheme."""
-        if self.sign == "zero":
+        if self.sign in ("zero", "later"):
             return "transparent"
         return "rgb(var(--unknown)/.3)" if self.sign == "unknown" else f"rgb(var(--{self.sign})/{self.opacity:.2f})"
 
@@ -49,20 +54,25 @@ class Piece:
         tones: one for each element here: none between elements, several where elements share characters.
         title: the scores in words.
         unseen: whether the model did not read it (the text was cut there).
+        begins: whether a continuation, or the second text of a pair, begins here.
+        explained: whether it is what the row explains: a generated token, the token of a label.
     """
 
     text: str
     tones: tuple[Tone, ...] = ()
     title: str = ""
     unseen: bool = False
+    begins: bool = False
+    explained: bool = False
 
     @property
     def css_class(self) -> str:
         """The sign of the element's score, and `faint` where it hardly counts; `shared` where there are several."""
+        marks = (" begins" if self.begins else "") + (" target" if self.explained else "")
         if len(self.tones) > 1:
-            return "shared"
+            return f"shared{marks}"
         tone = self.tones[0]
-        return f"{tone.sign} faint" if tone.strength < _FAINT else tone.sign
+        return f"{tone.sign}{' faint' if tone.strength < _FAINT else ''}{marks}"
 
     @property
     def style(self) -> str:
@@ -108,14 +118,15 @@ def highlight(attribution: Attribution, target: int = 0) -> Highlighted:
         target: the row of `attribution.scores`.
     """
     scores = attribution.scores[target]
-    tones, titles = _tones(scores), _titles(attribution, target)
+    tones = _tones(attribution, target)
+    titles = _titles(attribution, target, tones)
     placed = (attribution.spans[:, 0] < attribution.spans[:, 1]) & (attribution.spans[:, 1] <= len(attribution.text))
     order = np.flatnonzero(placed)[np.argsort(attribution.spans[placed, 0], kind="stable")]
     outside = tuple(Piece(attribution.elements[i], (tones[i],), titles[i]) for i in np.flatnonzero(~placed).tolist())
     ranked = [i for i in attribution.ranking(target).tolist() if np.isfinite(scores[i])]
     words = [Word(attribution.elements[i], float(scores[i]), tones[i]) for i in ranked]
     return Highlighted(
-        pieces=tuple(_pieces(attribution, order.tolist(), tones, titles)),
+        pieces=tuple(_pieces(attribution, order.tolist(), tones, titles, _explained(attribution, target))),
         outside=outside,
         speaks_for=tuple(word for word in words if word.score > 0)[:_N_TOP],
         speaks_against=tuple(word for word in reversed(words) if word.score < 0)[:_N_TOP],
@@ -123,19 +134,32 @@ def highlight(attribution: Attribution, target: int = 0) -> Highlighted:
 
 
 def _pieces(
-    attribution: Attribution, order: Sequence[int], tones: Sequence[Tone], titles: Sequence[str]
+    attribution: Attribution,
+    order: Sequence[int],
+    tones: Sequence[Tone],
+    titles: Sequence[str],
+    explained: frozenset[int],
 ) -> Iterator[Piece]:
-    text, position = attribution.text, 0
+    text, position, boundary = attribution.text, 0, attribution.boundary
     for group in _overlapping(attribution, order):
         start = int(attribution.spans[group[0], 0])
         end = int(max(attribution.spans[i, 1] for i in group))
         if position < start:
             # A text cut on the left begins with what was not read; otherwise only white space comes before.
             yield Piece(text[position:start], unseen=attribution.truncated and position == 0)
-        yield Piece(text[start:end], tuple(tones[i] for i in group), "\n".join(titles[i] for i in group))
+        begins = boundary is not None and start >= boundary
+        boundary = None if begins else boundary
+        yield Piece(
+            text[start:end],
+            tuple(tones[i] for i in group),
+            "\n".join(titles[i] for i in group),
+            begins=begins,
+            explained=not explained.isdisjoint(group),
+        )
         position = end
     if position < len(text):
-        yield Piece(text[position:], unseen=attribution.truncated)
+        # A prompt is cut at its start; what stands after the last element is then a special token.
+        yield Piece(text[position:], unseen=attribution.truncated and attribution.prompt_tokens is None)
 
 
 def _overlapping(attribution: Attribution, order: Sequence[int]) -> Iterator[list[int]]:
@@ -152,9 +176,28 @@ def _overlapping(attribution: Attribution, order: Sequence[int]) -> Iterator[lis
         yield group
 
 
-def _tones(scores: npt.NDArray[np.float64]) -> list[Tone]:
-    finite = np.isfinite(scores)
-    largest = float(np.abs(scores[finite]).max(initial=0.0))
+def _tones(attribution: Attribution, target: int) -> list[Tone]:
+    scores = attribution.scores[target]
+    tones = tones_of(scores, scores)
+    if attribution.boundary is not None and attribution.prompt_tokens is not None:
+        for i in np.flatnonzero(np.isnan(scores) & (attribution.spans[:, 0] >= attribution.boundary)).tolist():
+            tones[i] = Tone("later", 1.0)
+    return tones
+
+
+def _explained(attribution: Attribution, target: int) -> frozenset[int]:
+    """Return the elements that hold what is explained, where that is a part of the text."""
+    positions = np.asarray(attribution.targets[target].positions, dtype=np.int64)
+    if attribution.of_token is None:
+        return frozenset()
+    # A generated token is read at the place before its own.
+    places = positions if attribution.prompt_tokens is None else positions + 1
+    return frozenset(attribution.of_token[places[places < len(attribution.of_token)]].tolist()) - {-1}
+
+
+def tones_of(scores: npt.NDArray[np.float64], among: npt.NDArray[np.float64]) -> list[Tone]:
+    """Return the tone of each score, shape (n,), beside the largest of others (any shape)."""
+    largest = float(np.abs(among[np.isfinite(among)]).max(initial=0.0))
     return [_tone(float(score), largest) for score in scores]
 
 
@@ -166,14 +209,15 @@ def _tone(score: float, largest: float) -> Tone:
     return Tone("for" if score > 0 else "against", abs(score) / largest)
 
 
-def _titles(attribution: Attribution, target: int) -> list[str]:
+def _titles(attribution: Attribution, target: int, tones: Sequence[Tone]) -> list[str]:
     scores, n = attribution.scores[target], len(attribution)
-    rank = np.empty(n, dtype=np.int64)
-    rank[attribution.ranking(target)] = np.arange(1, n + 1)
+    order = attribution.ranking(target)
+    rank = np.zeros(n, dtype=np.int64)
+    rank[order] = np.arange(1, len(order) + 1)
     errors = None if attribution.standard_error is None else attribution.standard_error[target]
     return [
-        signed(scores[i]) + ("" if errors is None else f" ± {number(errors[i])}") + f" · rank {rank[i]} of {n}"
+        signed(scores[i]) + ("" if errors is None else f" ± {number(errors[i])}") + f" · rank {rank[i]} of {len(order)}"
         if np.isfinite(scores[i])
-        else "no finite score"
+        else _WITHOUT_SCORE[tones[i].sign]
         for i in range(n)
     ]

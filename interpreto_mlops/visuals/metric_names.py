@@ -40,6 +40,8 @@ def metric_name(name: str) -> MetricName:
         concept_metric = CONCEPT_METRICS.get(name)
         return MetricName(name, concept_metric.higher_is_better, concept_metric.description)
     registered = name.removeprefix(_FAITHFULNESS)
+    # One metric may give several results, named after it: `plausibility/auprc`.
+    registered = registered if registered in ATTRIBUTION_METRICS else registered.split("/")[0]
     if registered in ATTRIBUTION_METRICS:
         metric = ATTRIBUTION_METRICS.get(registered)
         return MetricName(name, metric.higher_is_better, _first_sentence(metric.__doc__))

@@ -44,6 +44,7 @@ _DIRECTION_CONTROLS = {
     0x2069: "PDI",
 }
 _DIRECTION_SPLIT = re.compile("([" + "".join(map(chr, _DIRECTION_CONTROLS)) + "])")
+_BLANKS = {"\n": "⏎", "\r": "⏎", "\t": "⇥"}
 _HARMLESS = {**_VISIBLE, **dict.fromkeys(_DIRECTION_CONTROLS, 0xFFFD)}
 
 
@@ -127,6 +128,11 @@ def excerpt(text: str, length: int = 96) -> str:
     return line if len(line) <= length and len(text) <= 4 * length else line[: length - 1].rstrip() + "…"
 
 
+def named(text: str) -> str:
+    """Return a name that can be seen: of nothing but white space, each character becomes its sign."""
+    return text if text.strip() else "".join(_BLANKS.get(character, "␣") for character in text) or "∅"
+
+
 def facts(*sources: Mapping[str, object] | Iterable[tuple[str, object]]) -> dict[str, str]:
     """Join mappings into one of strings, in order, leaving out what is empty."""
     joined = {str(key): _fact(value) for source in sources for key, value in dict(source).items()}
@@ -172,7 +178,7 @@ def _environment() -> Environment:
     environment.filters.update(
         raw_text=raw_text, number=number, signed=signed, share=share, arrow=arrow, excerpt=excerpt, data_uri=data_uri
     )
-    environment.filters.update(compact=compact, safe_link=safe_link)
+    environment.filters.update(compact=compact, named=named, safe_link=safe_link)
     return environment
 
 
@@ -190,4 +196,6 @@ def _fact(value: object) -> str:
         return "" if value is None else f"{value:g}".replace("-", MINUS)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
     return str(value)

@@ -11,6 +11,8 @@ from interpreto_mlops.visuals import page
 
 Value: TypeAlias = str | int | float | None
 
+_TONES = ("", "tied", "first", "second")
+
 
 @dataclass(frozen=True)
 class Column:
@@ -38,27 +40,41 @@ class Cell:
     Arguments:
         value: text or number; None is shown as missing.
         best: whether it is marked as the best of its column; the caller decides.
-        note: small print beneath the value.
+        note: small print beneath the value; line breaks are kept.
         link: an http, https or relative address.
+        tone: how it stands out: `tied` with the best, or a difference in favour of the `first` or the `second`.
     """
 
     value: Value
     best: bool = False
     note: str = ""
     link: str = ""
+    tone: str = ""
 
     def __post_init__(self) -> None:
         if self.link:
             page.safe_link(self.link)
+        if self.tone not in _TONES:
+            raise InputError(f"the tone of a cell is one of {', '.join(map(repr, _TONES))}, not {self.tone!r}")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under typed columns; a plain value in a row is a `Cell` without anything else."""
+    """Rows under typed columns; a plain value in a row is a `Cell` without anything else.
+
+    Arguments:
+        columns: their heads.
+        rows: their values.
+        caption: above the table.
+        folded: the line by which the table is opened and closed; without one it cannot be closed.
+        open: whether it is open at first.
+    """
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Value | Cell]]
     caption: str = ""
+    folded: str = ""
+    open: bool = True
     kind: ClassVar[str] = "table"
 
     def __post_init__(self) -> None:

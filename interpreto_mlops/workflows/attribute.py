@@ -1,21 +1,52 @@
-"""Attributions of a data set: one run for each method, scored beside random rankings."""
+"""Attributions of a data set: one run for each method, scored beside random rankings and compared with each other."""
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
-from interpreto_mlops.attributions import METHODS, AttributionSet, Attributor
-from interpreto_mlops.attributions.metrics import METRICS, MetricResult
-from interpreto_mlops.errors import InputError, TextWarning, UnknownNameError
+from interpreto_mlops.attributions import AttributionSet, Attributor
+from interpreto_mlops.attributions.comparison import Comparison, compare
+from interpreto_mlops.attributions.metrics import Metric, MetricResult
+from interpreto_mlops.errors import InputError
+from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking.attribution_evidence import write_attributions
-from interpreto_mlops.tracking.runs import run
+from interpreto_mlops.tracking.runs import RunLog, run
+from interpreto_mlops.visuals.page import arrow
 from interpreto_mlops.workflows.job import Job, plain
 from interpreto_mlops.workflows.recipes import AttributeRecipe
+from interpreto_mlops.workflows.together import (
+    Explained,
+    build_methods,
+    build_metrics,
+    explain_together,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done with the texts of a job.
+
+    Arguments:
+        methods: by label.
+        metrics: of each method.
+        call: what the methods are called with beside the texts (targets, …).
+        recipes: what repeats one method's run, by label, where it can be repeated by a recipe.
+    """
+
+    methods: Mapping[str, Attributor]
+    metrics: Mapping[str, Sequence[Metric]]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,89 +55,139 @@ class AttributionCell:
 
     Arguments:
         run_id: of the run.
-        method: the registry name.
-        scores: of its explanations.
-        seconds: that the explanations took.
-        counters: what the engine did for them.
+        method: the label: the registry name, with what tells methods of one name apart.
+        explanations: of all texts.
+        scores: of the explanations.
     """
 
     run_id: str
     method: str
-    scores: list[MetricResult]
-    seconds: float
-    counters: dict[str, float]
+    explanations: AttributionSet = field(repr=False)
+    scores: list[MetricResult] = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """How long the explanations took."""
+        return self.explanations.seconds
+
+    @property
+    def counters(self) -> dict[str, float]:
+        """What the engine did for the explanations."""
+        return self.explanations.counters
 
 
-def explain(job: Job, recipe: AttributeRecipe) -> list[AttributionCell]:
-    """Explain the job's texts by every method of the recipe, score them, and write one run for each method.
+def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> Plan:
+    """Return what a recipe asks for.
+
+    Raises:
+        UnknownNameError: a name or a parameter that is not known.
+        InputError: a parameter that cannot be used.
+    """
+    recipe.check()
+    common = {
+        "granularity": recipe.granularity,
+        "inference_mode": recipe.inference_mode,
+        "replacement": recipe.replacement,
+        "seed": recipe.seed,
+        "target_granularity": recipe.target_granularity,
+    }
+    scoring = {"replacement": recipe.replacement, "n_random": recipe.n_random, "seed": recipe.seed}
+    methods = build_methods(model, recipe.methods, common, recipe.options)
+    recipes = {
+        label: plain(recipe, methods=[method.name], options=_options(recipe, [method.name, *recipe.metrics]))
+        for label, method in methods.items()
+    }
+    metrics = build_metrics(methods, recipe.metrics, scoring, recipe.options)
+    targets = recipe.target if dataset.targets is None else column_targets(dataset)
+    call = {
+        "targets": targets,
+        "contrast": recipe.contrast,
+        "generation": recipe.generate or None,
+        "truncation": recipe.truncation,
+    }
+    return Plan(methods, metrics, call, recipes)
+
+
+def column_targets(dataset: TextDataset) -> list[str | None] | None:
+    """Return what is to be explained in each text, None where the data do not say, or None where they never do."""
+    return None if dataset.targets is None else [target or None for target in dataset.targets]
+
+
+def _options(recipe: AttributeRecipe, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {name: recipe.options_of(name) for name in names if recipe.options_of(name)}
+
+
+def explain(job: Job, plan: Plan) -> list[AttributionCell]:
+    """Explain the job's texts by every method of the plan, score them, and write one run for each method.
 
     What methods and metrics have in common is evaluated once.
 
     Raises:
-        InterpretoError: whatever stops a method; its run is then marked FAILED.
+        InterpretoError: whatever stops a method; the runs that are not written yet are then marked FAILED.
     """
-    recipe.check()
-    explainers = [_explainer(job, recipe, name) for name in recipe.methods]
-    with job.model.engine.shared_table(), warnings.catch_warnings():
-        # Texts that were cut or are empty are counted and reported once, below.
-        warnings.simplefilter("ignore", TextWarning)
-        return [_cell(job, recipe, explainer) for explainer in explainers]
+    with ExitStack() as open_runs:
+        stacks = {label: open_runs.enter_context(ExitStack()) for label in plan.methods}
+        logs = {label: stack.enter_context(_opened(job, plan, label)) for label, stack in stacks.items()}
+        explained = explain_together(
+            plan.methods, plan.metrics, job.dataset.texts, plan.call, progress=job.console.progress
+        )
+        cells = []
+        for label, found in explained.items():
+            _write(job, plan, label, logs[label], found)
+            stacks[label].close()
+            cells.append(AttributionCell(logs[label].run_id, label, found.explanations, found.scores))
+        return cells
 
 
-def _explainer(job: Job, recipe: AttributeRecipe, name: str) -> Attributor:
-    method = METHODS.get(name)
-    known = {field.name for field in dataclasses.fields(method)} - {"model"}
-    given: dict[str, Any] = {
-        "granularity": recipe.granularity,
-        "inference_mode": recipe.inference_mode,
-        "replacement": recipe.replacement,
-    }
-    if "seed" in known:
-        given["seed"] = recipe.seed
-    given |= recipe.options_of(name)
-    for option in given:
-        if option not in known:
-            raise UnknownNameError(f"option of {name!r}", option, sorted(known))
-    return method(job.model, **given)
-
-
-def _cell(job: Job, recipe: AttributeRecipe, explainer: Attributor) -> AttributionCell:
-    name = explainer.name
-    one = plain(recipe, methods=[name], options={name: recipe.options_of(name)})
-    scoring = {"names": recipe.metrics, "replacement": recipe.replacement, "n_random": recipe.n_random}
+def _opened(job: Job, plan: Plan, label: str) -> AbstractContextManager[RunLog]:
+    method = plan.methods[label]
     config = {
-        **explainer.parameters,
-        "method": name,
-        "metrics": {**scoring, "seed": recipe.seed},
-        "target": recipe.target,
+        **method.parameters,
+        "method": method.name,
+        "metrics": {metric.name: metric.parameters for metric in plan.metrics[label]},
+        "call": {name: value for name, value in plan.call.items() if value is not None},
     }
-    with run(
+    return run(
         job.store,
         kind="attributions",
-        name=f"{name} on {job.dataset.name}",
+        name=f"{label} on {job.dataset.name}",
         suite=job.suite,
-        cell=job.cell(config),
+        cell=job.cell(_fixed(config)),
         tags=job.tags(),
-    ) as log:
-        explanations = explainer(job.dataset.texts, recipe.target, progress=job.console.progress)
-        if not any(len(item) for item in explanations):
-            raise InputError(f"none of the {len(explanations)} texts of {job.dataset.name!r} has anything to attribute")
-        scores = _scores(job, recipe, explanations)
-        with job.console.stage("tracking"):
-            write_attributions(log, explanations, metrics=scores, model=job.model, dataset=job.dataset)
-            log.write_recipe(one)
-            log.write_environment()
-    _report_texts(job, explanations)
-    return AttributionCell(log.run_id, name, scores, explanations.seconds, explanations.counters)
+    )
 
 
-def _scores(job: Job, recipe: AttributeRecipe, explanations: AttributionSet) -> list[MetricResult]:
-    common: dict[str, Any] = {"replacement": recipe.replacement, "n_random": recipe.n_random, "seed": recipe.seed}
-    metrics = [METRICS.get(name)(job.model, **common) for name in recipe.metrics]
-    return [metric(explanations, progress=job.console.progress) for metric in metrics]
+def _fixed(value: Any) -> Any:
+    """Turn a parameter into plain JSON that is the same whenever the parameter is."""
+    if isinstance(value, Mapping):
+        return {str(key): _fixed(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_fixed(entry) for entry in value]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().float().numpy()
+    if isinstance(value, np.ndarray):
+        content = np.ascontiguousarray(value)
+        return [str(content.dtype), list(content.shape), hashlib.sha256(content.tobytes()).hexdigest()]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
-def _report_texts(job: Job, explanations: AttributionSet) -> None:
+def _write(job: Job, plan: Plan, label: str, log: RunLog, found: Explained) -> None:
+    explanations = found.explanations
+    if not any(len(item) for item in explanations):
+        raise InputError(f"none of the {len(explanations)} texts of {job.dataset.name!r} has anything to attribute")
+    with job.console.stage("tracking"):
+        write_attributions(log, explanations, metrics=found.scores, model=job.model, dataset=job.dataset)
+        if label in plan.recipes:
+            log.write_recipe(plan.recipes[label])
+        log.write_environment()
+    _report_texts(job, label, explanations)
+    for reason in found.unscored.values():
+        job.console.say(f"  {label}: {reason}")
+
+
+def _report_texts(job: Job, label: str, explanations: AttributionSet) -> None:
     empty = sum(len(item) == 0 for item in explanations)
     cut = explanations.n_truncated
     parts = [f"{cut} of {len(explanations)} texts cut at {job.model.max_length} tokens"] if cut else []
@@ -116,16 +197,34 @@ def _report_texts(job: Job, explanations: AttributionSet) -> None:
     )
     parts += [f"{empty} of {len(explanations)} texts have nothing to attribute and are skipped"] if empty else []
     if parts:
-        job.console.say(f"  {explanations.method}: " + "; ".join(parts))
+        job.console.say(f"  {label}: " + "; ".join(parts))
 
 
-def attribution_table(cells: list[AttributionCell]) -> pd.DataFrame:
-    """Return the results as a table: a row for each method, each metric beside its random ranking."""
+def compared(cells: Sequence[AttributionCell]) -> Comparison:
+    """Return the methods of a job compared: intervals, paired tests, costs."""
+    found = compare(
+        {cell.method: cell.scores for cell in cells},
+        {cell.method: (cell.counters.get("evaluations_asked", np.nan), cell.seconds) for cell in cells},
+    )
+    return dataclasses.replace(
+        found,
+        explanations={cell.method: cell.explanations for cell in cells},
+        run_ids={cell.method: cell.run_id for cell in cells if cell.run_id},
+    )
+
+
+def attribution_table(comparison: Comparison) -> pd.DataFrame:
+    """Return the results as a table: a row for each method, each metric beside its random ranking.
+
+    The best of a metric is marked by `*`, those that do not differ significantly from it by `=`.
+    """
     rows = []
-    for cell in cells:
-        row: dict[str, Any] = {"method": cell.method}
-        for score in cell.scores:
-            title = f"{score.name} {'↑' if score.higher_is_better else '↓'} (random)"
-            row[title] = f"{score.mean:.3f} ({score.random_mean:.3f})"
-        rows.append({**row, "evaluations": int(cell.counters.get("evaluations_run", 0)), "seconds": cell.seconds})
+    for label, explanations in comparison.explanations.items():
+        row: dict[str, Any] = {"method": label}
+        for found in comparison.table[comparison.table["method"] == label].to_dict("records"):
+            mark = "*" if found["best"] else "=" if found["tied_with_best"] else " "
+            title = f"{found['metric']} {arrow(found['higher_is_better'])} (random)"
+            row[title] = f"{found['mean']:.3f} ({found['random_mean']:.3f}) {mark}"
+        evaluations = int(explanations.counters.get("evaluations_asked", 0))
+        rows.append({**row, "evaluations": evaluations, "seconds": explanations.seconds})
     return pd.DataFrame(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import time
 import warnings
@@ -27,7 +26,7 @@ from interpreto_mlops.concepts import (
     top_words,
 )
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
-from interpreto_mlops.errors import TextWarning, UnknownNameError
+from interpreto_mlops.errors import TextWarning
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.concept_evidence import dictionary_name, register_dictionary, write_dictionary
@@ -142,12 +141,7 @@ def _dictionaries(recipe: ConceptsRecipe) -> Iterator[ConceptDictionary]:
 
 
 def _dictionary(method: str, parameters: dict[str, Any]) -> ConceptDictionary:
-    family = DICTIONARIES.get(method)
-    known = [each.name for each in dataclasses.fields(family) if each.init]
-    for option in parameters:
-        if option not in known:
-            raise UnknownNameError(f"option of {method!r}", option, sorted(known))
-    return family(**parameters)
+    return DICTIONARIES.get(method)(**parameters)
 
 
 def _fit(job: Job, cells: list[ConceptCell], activations: ActivationSet) -> None:

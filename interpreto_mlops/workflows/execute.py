@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from interpreto_mlops.attributions.comparison import Comparison
 from interpreto_mlops.errors import DataError, InputError
 from interpreto_mlops.text.datasets import DATASETS, TextDataset, load_dataset
 from interpreto_mlops.tracking.links import run_url, ui_command
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, connect
-from interpreto_mlops.workflows.attribute import AttributionCell, attribution_table, explain
+from interpreto_mlops.workflows.attribute import AttributionCell, attribution_table, compared, explain, planned
 from interpreto_mlops.workflows.concepts import ConceptCell, concept_table, learn
-from interpreto_mlops.workflows.job import Console, Job, new_suite, plain
+from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
 from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, Recipe
 from interpreto_mlops.workflows.reports import report_run, write_report
 
-DEFAULT_STORE = "sqlite:///interpreto-runs/mlflow.db"
-"""Where runs go when neither the recipe nor `MLFLOW_TRACKING_URI` says so."""
 
-
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """What a recipe led to.
 
@@ -28,6 +26,7 @@ class Outcome:
         suite: the tag of all its runs.
         report_run_id: of the run that compares them.
         attributions, concepts: the finished cells.
+        comparison: of the attribution methods, where there are any.
     """
 
     store: Store
@@ -35,6 +34,7 @@ class Outcome:
     report_run_id: str
     attributions: list[AttributionCell] = field(default_factory=list)
     concepts: list[ConceptCell] = field(default_factory=list)
+    comparison: Comparison | None = None
 
 
 def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> Outcome:
@@ -51,15 +51,19 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
     console = console or Console(quiet=True)
     recipe.check()
     dataset = load_dataset(
-        recipe.data, text_column=recipe.text_column, label_column=recipe.label_column, split=recipe.split
+        recipe.data,
+        text_column=recipe.text_column,
+        label_column=recipe.label_column,
+        target_column=recipe.target_column if isinstance(recipe, AttributeRecipe) else None,
+        split=recipe.split,
     ).head(recipe.max_texts)
     if not any(text.strip() for text in dataset.texts):
         raise DataError(f"all {len(dataset)} texts of {recipe.data!r} are empty")
     store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
     with console.stage("model"):
         model = load_model(recipe.model, store=store)
-        if isinstance(recipe, AttributeRecipe) and model.task != "classification":
-            raise InputError(f"{recipe.model!r} is not a sequence classifier, which attributions need")
+        if isinstance(recipe, AttributeRecipe) and model.task == "encoder":
+            raise InputError(f"{recipe.model!r} is neither a classifier nor a language model, which attributions need")
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
     title = f"{recipe.kind} {model.name} on {dataset.name}"
@@ -70,9 +74,10 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
             outcome.concepts.extend(learn(job, recipe, _fit_texts(recipe)))
         else:
             with console.stage("attributions"):
-                outcome.attributions.extend(explain(job, recipe))
+                outcome.attributions.extend(explain(job, planned(recipe, model, dataset)))
+                outcome.comparison = compared(outcome.attributions)
         with console.stage("report"):
-            write_report(job, log, title, outcome.attributions, outcome.concepts)
+            write_report(job, log, title, outcome.comparison, outcome.concepts)
     show(outcome, console)
     return outcome
 
@@ -87,9 +92,11 @@ def _fit_texts(recipe: ConceptsRecipe) -> TextDataset | None:
 
 def show(outcome: Outcome, console: Console) -> None:
     """Print the tables of an outcome, what was registered, and how to look at it."""
-    if outcome.attributions:
+    if outcome.comparison is not None:
         console.say()
-        console.table(attribution_table(outcome.attributions))
+        console.table(attribution_table(outcome.comparison))
+        if len(outcome.attributions) > 1 and len(outcome.comparison.table):
+            console.say("* best; = no significant difference from the best (paired tests, Holm's correction, 5 %)")
     if outcome.concepts:
         console.say()
         console.table(concept_table(outcome.concepts))

@@ -17,25 +17,30 @@ from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.store import Store
 
+DEFAULT_STORE = "sqlite:///interpreto-runs/mlflow.db"
+"""Where runs go when nobody says so, nor `MLFLOW_TRACKING_URI`."""
+
 
 @dataclass
 class Console:
     """Says what goes on: lines, tables, and the time that each stage took.
 
     Arguments:
-        quiet: say nothing, show no bars.
+        quiet: say nothing, and show no bars unless told to.
         write: what takes a line.
+        bars: whether progress bars are shown; None for when the output is a terminal, and not when quiet.
     """
 
     quiet: bool = False
     write: Any = print
+    bars: bool | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     _inner: list[float] = field(default_factory=list, repr=False)
 
     @property
     def progress(self) -> bool | None:
-        """What progress bars are told: never when quiet, else on a terminal."""
-        return False if self.quiet else None
+        """What progress bars are told."""
+        return self.bars if self.bars is not None or not self.quiet else False
 
     def say(self, line: str = "") -> None:
         """Print a line."""

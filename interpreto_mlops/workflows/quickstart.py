@@ -17,7 +17,7 @@ from interpreto_mlops.tracking.resolving import find_registered
 from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.tracking.text_models import log_text_model
-from interpreto_mlops.workflows.attribute import explain
+from interpreto_mlops.workflows.attribute import compared, explain, planned
 from interpreto_mlops.workflows.classifier import train_classifier
 from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.execute import Outcome, show
@@ -97,11 +97,12 @@ def quickstart(
         outcome = Outcome(store, job.suite, log.run_id)
         with console.stage("attributions"):
             console.say(f"attributions of {len(job.dataset)} held-out paragraphs")
-            outcome.attributions.extend(explain(job, attribute))
+            outcome.attributions.extend(explain(job, planned(attribute, model, job.dataset)))
+            outcome.comparison = compared(outcome.attributions)
         console.say(f"concepts at layers {CONCEPT_LAYERS[0]} and {CONCEPT_LAYERS[1]}, from {sizes.fitted} paragraphs")
         outcome.concepts.extend(learn(_scoring(job, test, sizes), concepts, train.head(sizes.fitted)))
         with console.stage("report"):
-            write_report(job, log, title, outcome.attributions, outcome.concepts)
+            write_report(job, log, title, outcome.comparison, outcome.concepts)
     console.seconds["total"] = time.perf_counter() - start
     show(outcome, console)
     _show_times(console)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,10 +39,11 @@ class _Recipe(BaseModel):
         """Return the parameters that the recipe gives one method."""
         return dict(self.options.get(method, {}))
 
-    def _check_options(self, methods: list[str]) -> None:
-        for name in self.options:
-            if name not in methods:
-                raise UnknownNameError("method in options", name, methods)
+    def _check_options(self, kinds: Mapping[str, Any], what: str = "method") -> None:
+        for name, given in self.options.items():
+            if name not in kinds:
+                raise UnknownNameError(f"{what} in options", name, kinds)
+            check_options(kinds[name], name, given)
 
 
 class AttributeRecipe(_Recipe):
@@ -53,10 +58,16 @@ class AttributeRecipe(_Recipe):
         tracking_uri, experiment: where the runs go.
         methods, metrics: by registry name.
         granularity, inference_mode, replacement: of every method.
-        target: the class to explain in every text; the predicted one by default.
+        target: what is explained in every text: a class of a classifier (the predicted one by default), or the
+            continuation for a language model (its own by default).
+        target_column: of the file; says for each text what `target` says for all.
+        contrast: what the target is explained against: why this class rather than that one.
+        generate: arguments of a language model's own generation, such as `{max_new_tokens: 20}`.
+        target_granularity: what of a continuation is explained as one: each `token`, `word` or `sentence` of it.
+        truncation: whether a prompt that is too long is cut on the left instead of refused.
         seed: of every method and of the random rankings.
         n_random: random rankings of each text beside every metric.
-        options: further parameters by method, such as `{kernel_shap: {n_perturbations: 1000}}`.
+        options: further parameters by method or metric, such as `{kernel_shap: {n_perturbations: 1000}}`.
     """
 
     kind: Literal["attribute"] = "attribute"
@@ -66,20 +77,33 @@ class AttributeRecipe(_Recipe):
     inference_mode: str = "logits"
     replacement: str | int = "auto"
     target: str | int | None = None
+    target_column: str | None = None
+    contrast: str | int | None = None
+    generate: dict[str, Any] = Field(default_factory=dict)
+    target_granularity: str = "token"
+    truncation: bool = False
     seed: int = 0
     n_random: Positive = 20
 
     def check(self) -> None:
-        """Refuse names that are not registered, before anything runs.
+        """Refuse names and parameters that there are not, before anything runs.
 
         Raises:
-            UnknownNameError: one that is not.
+            UnknownNameError: one that is not there.
+            InputError: a method or metric twice, a metric that needs rationales, or one target for all texts beside a
+                column of them.
         """
-        for name in self.methods:
-            METHODS.get(name)
-        for name in self.metrics:
-            METRICS.get(name)
-        self._check_options(self.methods)
+        kinds = {name: METHODS.get(name) for name in self.methods}
+        metrics = {name: METRICS.get(name) for name in self.metrics}
+        for name, metric in metrics.items():
+            if metric.needs == "rationales":
+                raise InputError(f"the metric {name!r} needs rationales, which only Python's `compare_methods` takes")
+        for what, names in (("method", self.methods), ("metric", self.metrics)):
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise InputError(f"the {what} {twice[0]!r} is given twice")
+        self._check_options({**kinds, **metrics}, "method")
+        if self.target is not None and self.target_column is not None:
+            raise InputError("what is explained is said once, not by 'target' and 'target_column'")
 
 
 class ConceptsRecipe(_Recipe):
@@ -119,13 +143,70 @@ class ConceptsRecipe(_Recipe):
             InputError: a metric without a direction to select by, or a seed among the options.
             UnknownNameError: a name that is not registered.
         """
-        for name in self.methods:
-            DICTIONARIES.get(name)
+        families = {name: DICTIONARIES.get(name) for name in self.methods}
         if CONCEPT_METRICS.get(self.select_by).higher_is_better is None:
             raise InputError(f"the metric {self.select_by!r} has no better end to select a dictionary by")
-        self._check_options(self.methods)
+        self._check_options(families)
         if any("seed" in given for given in self.options.values()):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
+
+
+_NO_PARAMETERS = {"model", "explainer", "rationales"}
+
+
+def check_options(kind: Any, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse parameters that a method, metric or dictionary does not have.
+
+    Raises:
+        UnknownNameError: one of them; the message lists those there are.
+    """
+    known = parameters_of(kind)
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of {name!r}", option, known)
+
+
+def parameters_of(kind: Any) -> list[str]:
+    """Return the names of the parameters that a method, metric or dictionary can be given, sorted."""
+    return sorted({each.name for each in dataclasses.fields(kind) if each.init} - _NO_PARAMETERS)
+
+
+def parse_options(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Turn settings such as `kernel_shap.n_perturbations=1000` into a recipe's `options`.
+
+    Raises:
+        InputError: one that is not METHOD.NAME=VALUE, or whose value is no YAML.
+    """
+    options: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        name, value = _setting(setting, "METHOD.NAME=VALUE")
+        method, dot, parameter = name.partition(".")
+        if not dot or not method or not parameter:
+            raise InputError(f"an option is METHOD.NAME=VALUE, not {setting!r}")
+        options.setdefault(method, {})[parameter] = value
+    return options
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Turn settings such as `max_new_tokens=20` into a mapping.
+
+    Raises:
+        InputError: one that is not KEY=VALUE, or whose value is no YAML.
+    """
+    return dict(_setting(setting, "KEY=VALUE") for setting in settings)
+
+
+def _setting(text: str, form: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"an option is {form}, not {text!r}")
+    # A number that YAML 1.1 reads as text, for want of a dot.
+    if re.fullmatch(r"[-+]?[0-9]+[eE][-+]?[0-9]+", value.strip()):
+        return name.strip(), float(value)
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"the value of {name.strip()!r} is not YAML: {value!r}") from error
 
 
 Recipe = AttributeRecipe | ConceptsRecipe

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 
-from interpreto_mlops.attributions.metrics import MetricResult
+from interpreto_mlops.attributions.comparison import FEWEST, Comparison
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.runs import RunLog, run
-from interpreto_mlops.visuals import figures
+from interpreto_mlops.visuals.comparison_html import comparison_blocks, comparison_figures
 from interpreto_mlops.visuals.metric_names import metric_name
+from interpreto_mlops.visuals.page import arrow
 from interpreto_mlops.visuals.report_html import (
     Block,
     Cell,
     Column,
     Paragraph,
-    Picture,
     Report,
     Section,
     Table,
     render_page,
 )
-from interpreto_mlops.workflows.attribute import AttributionCell
 from interpreto_mlops.workflows.concepts import ConceptCell
 from interpreto_mlops.workflows.job import Job
 
+_FIGURES = {
+    "comparison": schema.REPORT_COMPARISON,
+    "cost": schema.REPORT_COST,
+    "curves": schema.REPORT_CURVES,
+}
 _CONCEPT_METRICS = (
     "reconstruction/r2",
     "reconstruction/mse",
@@ -61,13 +66,13 @@ def write_report(
     job: Job,
     log: RunLog,
     title: str,
-    attributions: Sequence[AttributionCell] = (),
+    attributions: Comparison | None = None,
     concepts: Sequence[ConceptCell] = (),
     facts: dict[str, object] | None = None,
 ) -> None:
     """Write the comparison page, its figures, the summary and what the cells have in common into the report run."""
     sections, lead = [], []
-    if attributions:
+    if attributions is not None:
         sections.append(_attribution_section(job, log, attributions))
         lead.append(_attribution_lead(attributions))
     if concepts:
@@ -82,54 +87,16 @@ def write_report(
     log.write_environment()
 
 
-def _attribution_section(job: Job, log: RunLog, cells: Sequence[AttributionCell]) -> Section:
-    names = list(dict.fromkeys(score.name for cell in cells for score in cell.scores))
-    columns = [Column("method")]
-    for name in names:
-        known = metric_name(name)
-        columns.append(Column(known.title, True, known.higher_is_better, known.meaning))
-    columns += [Column("evaluations", True, False, "rows that the model saw for the explanations", 0)]
-    columns += [Column("seconds", True, False, "for the explanations alone", 2)]
-    best = {name: _best([_score(cell, name) for cell in cells]) for name in names}
-    rows: list[list[str | int | float | Cell | None]] = []
-    for cell in cells:
-        scores = [(_score(cell, name), name) for name in names]
-        rows.append(
-            [
-                Cell(cell.method, link=_link(job, cell.run_id)),
-                *(
-                    Cell(score.mean, cell.method == best[name], f"random {score.random_mean:.3f}")
-                    for score, name in scores
-                ),
-                int(cell.counters.get("evaluations_run", 0)),
-                cell.seconds,
-            ]
-        )
-    blocks: list[Block] = [Table(columns, rows, "Mean over the texts; beneath, random rankings of the same texts.")]
-    every = [score for cell in cells for score in cell.scores]
-    if every:
-        compared = figures.comparison_figure(
-            {name: {cell.method: _interval(_score(cell, name)) for cell in cells} for name in names}
-        )
-        log.figure(schema.REPORT_COMPARISON, compared)
-        blocks.append(Picture(figures.to_png(compared), "Faithfulness of each method beside random rankings"))
-    if any(score.curve is not None for score in every):
-        curves = figures.curves_figure(every)
-        log.figure(schema.REPORT_CURVES, curves)
-        blocks.append(Picture(figures.to_png(curves), "Insertion and deletion curves of each method"))
-    return Section("Attributions", blocks)
-
-
-def _score(cell: AttributionCell, name: str) -> MetricResult:
-    return next(score for score in cell.scores if score.name == name)
-
-
-def _best(scores: Sequence[MetricResult]) -> str:
-    return max(scores, key=lambda score: score.gain).method
-
-
-def _interval(score: MetricResult) -> tuple[float, float, float, float]:
-    return (score.mean, score.random_mean, *score.interval())
+def _attribution_section(job: Job, log: RunLog, comparison: Comparison) -> Section:
+    drawn = {name: (figure, alt) for name, figure, alt in comparison_figures(comparison)}
+    for name, (figure, _) in drawn.items():
+        log.figure(_FIGURES[name], figure)
+    if len(comparison.table):
+        log.table(schema.REPORT_METHODS, comparison.table)
+    if len(comparison.pairs):
+        log.table(schema.REPORT_PAIRS, comparison.pairs)
+    links = {label: _link(job, run_id) for label, run_id in comparison.run_ids.items()}
+    return Section("Attributions", comparison_blocks(comparison, links, drawn))
 
 
 def _concept_section(job: Job, log: RunLog, cells: Sequence[ConceptCell]) -> Section:
@@ -191,20 +158,27 @@ def _link(job: Job, run_id: str) -> str:
     return run_url(job.store, run_id)
 
 
-def _attribution_lead(cells: Sequence[AttributionCell]) -> str:
-    scored = [cell for cell in cells if cell.scores]
-    if not scored:
-        return f"{len(cells)} attribution methods."
-    wins = {cell.method: 0 for cell in scored}
-    for score in scored[0].scores:
-        wins[_best([_score(cell, score.name) for cell in scored])] += 1
-    most = max(wins.values())
-    first = [method for method, count in wins.items() if count == most]
-    by = f"{most} of {len(scored[0].scores)} metrics"
+def _attribution_lead(comparison: Comparison) -> str:
+    """Say which method has the best mean of most metrics, and which paired differences are more than chance."""
+    n_methods, best = len(comparison.explanations), comparison.table[comparison.table["best"].astype(bool)]
+    if best.empty:
+        return f"{n_methods} attribution methods." if n_methods > 1 else "One attribution method."
+    wins = best["method"].value_counts()
+    first = [label for label in comparison.explanations if wins.get(label, 0) == wins.max()]
+    by = f"{wins.max()} of {len(best)} metrics"
+    if n_methods == 1:
+        return "One attribution method, scored beside random rankings."
     if len(first) == 1:
-        return f"{first[0]} is the most faithful of {len(scored)} methods by {by}."
-    names = ", ".join(first[:-1]) + " and " + first[-1]
-    return f"{names} are the most faithful of {len(scored)} methods, by {by} each."
+        lead = f"{first[0]} is the best of {n_methods} methods by {by}."
+    else:
+        lead = f"{', '.join(first[:-1])} and {first[-1]} are the best of {n_methods} methods, by {by} each."
+    if comparison.pairs.empty:
+        return lead
+    significant, count = int((comparison.pairs["better"] != "").sum()), len(comparison.pairs)
+    most = int(comparison.pairs["texts"].max())
+    if most < FEWEST:
+        return f"{lead} {most} texts are too few for any paired difference to be significant; it takes {FEWEST}."
+    return f"{lead} {significant} of {count} paired differences are significant."
 
 
 def _concept_lead(cells: Sequence[ConceptCell]) -> str:
@@ -217,22 +191,11 @@ def _concept_lead(cells: Sequence[ConceptCell]) -> str:
     return text
 
 
-def _summary(
-    job: Job, title: str, lead: str, attributions: Sequence[AttributionCell], concepts: Sequence[ConceptCell]
-) -> str:
+def _summary(job: Job, title: str, lead: str, attributions: Comparison | None, concepts: Sequence[ConceptCell]) -> str:
     """Return the run's description in markdown: the finding, the tables, where to look."""
     lines = [f"**{schema.markdown(title)}**", "", schema.markdown(lead), ""]
-    if attributions:
-        names = [score.name for score in attributions[0].scores]
-        heads = [
-            "method",
-            *(f"{name} {'↑' if _score(attributions[0], name).higher_is_better else '↓'}" for name in names),
-        ]
-        rows = [
-            [cell.method, *(f"{s.mean:.3f} (random {s.random_mean:.3f})" for s in (_score(cell, n) for n in names))]
-            for cell in attributions
-        ]
-        lines += [*_markdown_table(heads, rows), ""]
+    if attributions is not None and len(attributions.table):
+        lines += [*_markdown_table(*_attribution_rows(attributions)), ""]
     if concepts:
         names = [name for name in _CONCEPT_METRICS if name in concepts[0].metrics]
         heads = ["layer", "method", "concepts", "seed", *(name.rsplit("/", 1)[-1] for name in names), "registered"]
@@ -253,6 +216,23 @@ def _summary(
         f"`{schema.TAG_SUITE}` = `{job.suite}`: group the runs table by it."
     )
     return "\n".join(lines)
+
+
+def _attribution_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    heads, rows = ["method"], []
+    known = {(row["method"], row["metric"]): row for row in comparison.table.to_dict("records")}
+    metrics = list(dict.fromkeys(comparison.table["metric"]))
+    for metric in metrics:
+        higher = next(row["higher_is_better"] for (_, name), row in known.items() if name == metric)
+        heads.append(f"{metric} {arrow(higher)}")
+    for label in comparison.explanations:
+        cells = [known.get((label, metric)) for metric in metrics]
+        rows.append([label, *("–" if cell is None else _markdown_score(cell) for cell in cells)])
+    return heads, rows
+
+
+def _markdown_score(row: Mapping[Any, Any]) -> str:
+    return f"{row['mean']:.3f} ({row['low']:.3f} … {row['high']:.3f}, random {row['random_mean']:.3f})"
 
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

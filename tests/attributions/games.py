@@ -1,4 +1,4 @@
-"""Toy models in float64 whose right explanations are known by calculus or by enumeration, one for each task."""
+"""Toy models in float64 whose right explanations are known by calculus or enumeration; games given by their tables."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from interpreto_mlops.attributions import Attributor, Estimate
 from interpreto_mlops.models.text_model import TextModel
 
 VOCABULARY = 64
@@ -22,6 +23,92 @@ VOCABULARY = 64
 
 class ToyConfig(PretrainedConfig):
     model_type = "toy"
+
+
+class ToyForSequenceClassification(PreTrainedModel):
+    """Logits (y, -y), y a function of one number a token; the numbers of pad, unk and mask are 0.
+
+    `random`, `dummy` and `symmetric` read a table by which tokens are there: those numbers are not 0.
+    """
+
+    config_class = ToyConfig
+
+    def __init__(self, config: ToyConfig, kind: str, seed: int = 0) -> None:
+        super().__init__(config)
+        rng = np.random.default_rng(seed)
+        values = rng.normal(size=(64, 1))
+        values[[0, 1, 4]] = 0
+        self.embedding = torch.nn.Embedding(64, 1, dtype=torch.float64)
+        self.embedding.weight.data = torch.from_numpy(values)
+        self.kind = kind
+        self.table = torch.from_numpy(rng.normal(size=2**12))
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.embedding
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_):
+        s = self.embedding(input_ids)[..., 0] * attention_mask
+        if self.kind == "linear":
+            y = s.sum(-1)
+        elif self.kind == "tanh":
+            y = torch.tanh(s.sum(-1)) + (s**2).sum(-1)
+        elif self.kind == "quad":
+            y = s.sum(-1) + s[:, 0] * s[:, 1] + s[:, 1] * s[:, 2] * s[:, 3] / 2
+        else:
+            present = (s != 0).long()
+            if self.kind == "dummy":  # the third token changes nothing
+                present[:, 2] = 0
+            elif self.kind == "symmetric":  # only how many of the first two tokens are there matters
+                present[:, :2] = present[:, :2].sort(dim=1).values
+            bits = present * 2 ** torch.arange(s.shape[1])
+            y = self.table[bits.sum(-1)] + 0 * s.sum(-1)
+        return SequenceClassifierOutput(logits=torch.stack([y, -y], dim=-1))
+
+
+class TableGame:
+    """A game of n players given by its values: what a method's `estimate` needs of a text, without a model.
+
+    Arguments:
+        values: of every coalition, in the order of `all_coalitions`, shape (2 ** n, targets).
+        valid: which players each target can see, shape (targets, n): its values are made to depend on those alone.
+    """
+
+    def __init__(self, values: np.ndarray, valid: np.ndarray | None = None) -> None:
+        self.n_players = len(values).bit_length() - 1
+        self.valid = np.ones((values.shape[1], self.n_players), dtype=bool) if valid is None else valid
+        self.values = np.stack([values[np.arange(len(values)) & bits(see), t] for t, see in enumerate(self.valid)], 1)
+        self.empty, self.full = self.values[[0, -1]]
+        self.asked: list[np.ndarray] = []
+
+    def generator(self, seed: int) -> np.random.Generator:
+        return np.random.default_rng(seed)
+
+    def play(self, explainer: Attributor) -> Estimate:
+        steps = explainer.estimate(self)
+        try:
+            present = next(steps)
+            while True:
+                self.asked.append(present)
+                present = steps.send(self.values[bits(present)])
+        except StopIteration as stop:
+            return stop.value
+
+
+def bits(present: np.ndarray) -> np.ndarray:
+    return present @ (1 << np.arange(present.shape[-1]))
+
+
+def smooth(n: int, targets: int = 1, seed: int = 0) -> np.ndarray:
+    """Values of a game with interactions of two and three players, shape (2 ** n, targets)."""
+    rng = np.random.default_rng(seed)
+    present = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(np.float64)
+    values = present @ rng.normal(size=(n, targets))
+    for _ in range(3 * n):
+        for size in (2, 3):
+            values += (
+                present[:, rng.choice(n, size, replace=False)].prod(1, keepdims=True) * rng.normal(size=targets) / 3
+            )
+    return values
 
 
 class _Toy(PreTrainedModel):
@@ -56,23 +143,6 @@ class _Toy(PreTrainedModel):
             bits = ((s != 0).long() * 2 ** torch.arange(s.shape[1])).cumsum(-1) % len(self.table)
             logits = self.table[bits][..., None] * self.bend + 0 * logits
         return logits
-
-
-class ToyForSequenceClassification(_Toy):
-    """Logits (y, -y), y a function of the values."""
-
-    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_):
-        s = self.embedding(input_ids)[..., 0] * attention_mask
-        if self.kind == "linear":
-            y = s.sum(-1)
-        elif self.kind == "tanh":
-            y = torch.tanh(s.sum(-1)) + (s**2).sum(-1)
-        elif self.kind == "quad":
-            y = s.sum(-1) + s[:, 0] * s[:, 1] + s[:, 1] * s[:, 2] * s[:, 3] / 2
-        else:
-            bits = (s != 0).long() * 2 ** torch.arange(s.shape[1])
-            y = self.table[bits.sum(-1)] + 0 * s.sum(-1)
-        return SequenceClassifierOutput(logits=torch.stack([y, -y], dim=-1))
 
 
 class ToyForTokenClassification(_Toy):
@@ -117,9 +187,8 @@ class ToyForConditionalGeneration(_Toy):
 
 
 def toy(kind: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, task: str = "classification") -> TextModel:
-    """A toy: `kind` is linear, tanh, random or (classification) quad; `task` one of TASKS."""
+    """A toy: `kind` is linear, tanh or random, and for classification one of the others above."""
     kinds = {
-        "classification": (ToyForSequenceClassification, {"num_labels": 2}, 2),
         "token_classification": (ToyForTokenClassification, {"num_labels": 3}, 3),
         "causal": (ToyForCausalLM, {}, VOCABULARY),
         "encoder_decoder": (
@@ -128,6 +197,9 @@ def toy(kind: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, task: str 
             VOCABULARY,
         ),
     }
+    if task == "classification":
+        network = ToyForSequenceClassification(ToyConfig(num_labels=2), kind, seed)
+        return TextModel(network, tokenizer, name=f"toy-{kind}")
     network, options, outputs = kinds[task]
     return TextModel(network(ToyConfig(**options), kind, seed, outputs).eval(), tokenizer, name=f"toy-{kind}")
 

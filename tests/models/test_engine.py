@@ -101,6 +101,17 @@ def test_rows_of_other_lengths_than_the_text_are_fine(tiny_model):
     np.testing.assert_allclose(answer[1], logits(model, short), atol=1e-5)
 
 
+def test_rows_of_many_lengths_are_not_padded_into_one_batch(tiny_model):
+    model = tiny_model()
+    given = encodings(model, [" ".join(["food"] * n) for n in range(1, 31)])
+    engine = Engine(model, 1024)  # as many tokens as all of them, padded
+    answers = list(engine.run(ask(encoding, [encoding.ids]) for encoding in given))
+    assert engine.counters.padding < 0.2 * engine.counters.tokens
+    assert engine.counters.batches <= 6
+    for encoding, answer in zip(given, answers, strict=True):
+        np.testing.assert_allclose(answer[0], logits(model, encoding), atol=1e-4)
+
+
 def gradient_program(encoding, n_points, powers=(1,)):
     def points(anchors, numbers):
         share = (numbers.to(anchors.dtype) + 1) / n_points
@@ -112,7 +123,6 @@ def gradient_program(encoding, n_points, powers=(1,)):
         points,
         np.full(n_points, 1 / n_points),
         lambda read: read[:, [0, 2]],
-        2,
         powers,
     )
     (answer,) = yield [request]

@@ -58,6 +58,28 @@ def attribution(text: str, *, granularity: str = "word", seed: int = 0, **change
     return Attribution(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def continued(prompt: str, continuation: str, **changes: object) -> Attribution:
+    """Each word of a continuation explained by all before it, as a language model's attributions are."""
+    text = prompt + continuation
+    plain = attribution(text, standard_error=None)
+    n, first = len(plain), int((plain.spans[:, 0] < len(prompt)).sum())
+    scores = np.random.default_rng(n).normal(size=(n - first, n))
+    for row in range(n - first):
+        scores[row, first + row :] = np.nan
+    targets = tuple(Target(i, plain.elements[first + i], positions=(first + i - 1,)) for i in range(n - first))
+    given: dict[str, object] = {
+        "scores": scores,
+        "targets": targets,
+        "output": np.zeros(n - first),
+        "baseline_output": np.zeros(n - first),
+        "standard_error": None,
+        "boundary": len(prompt),
+        "prompt_tokens": first,
+        "of_token": np.arange(n),
+    }
+    return attribution(text, **{**given, **changes})
+
+
 class Page(HTMLParser):
     """The elements of a page in order, each as [tag, attributes, text content]."""
 

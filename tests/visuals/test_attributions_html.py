@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from interpreto_mlops.attributions.metrics.results import MetricResult
-from interpreto_mlops.attributions.results import AttributionSet
+from interpreto_mlops.attributions.results import AttributionSet, Target
 from interpreto_mlops.visuals import attributions_html
-from tests.visuals.hostile import HOSTILE, PAYLOADS, UNPRINTABLE, Page, assert_harmless, attribution
+from tests.visuals.hostile import HOSTILE, PAYLOADS, UNPRINTABLE, Page, assert_harmless, attribution, continued
 
 
 def result(
@@ -196,3 +196,64 @@ def test_the_same_results_give_the_same_page() -> None:
 def test_parameters_of_any_kind_are_written(value: object, written: list[str]) -> None:
     html = attributions_html.render_page([AttributionSet([attribution("a", parameters={"p": value})])], title="x")
     assert [text for _, text in Page(html).find("dd")] == written
+
+
+def test_several_targets_are_a_matrix_whose_cells_say_their_scores() -> None:
+    item = continued("Once upon a time ", "there was <b>Lily</b> & a dog")
+    html = attributions_html.render_page([AttributionSet([item])], title="x")
+    page = assert_harmless(html)
+    cells = page.find("td", "cell")
+    assert len(cells) == item.scores.size
+    for (attributes, content), score in zip(cells, item.scores.ravel(), strict=True):
+        assert content == ""
+        if np.isnan(score):
+            assert "nothing" in attributes["class"].split()
+            assert attributes["title"].endswith(": nothing to attribute")
+            assert "style" not in attributes
+        else:
+            assert attributes["title"].endswith(f": {score:+.3f}".replace("-", "−"))
+            assert attributes["class"].split()[1] == ("for" if score > 0 else "against")
+    heads = [text for _, text in page.find("th", "element")]
+    assert heads == list(item.elements)
+    assert [text for attributes, text in page.find("th", "begins")] == ["there"]
+
+
+def test_each_target_is_shown_over_the_whole_text_with_what_it_explains_marked() -> None:
+    item = continued("Once upon a time ", "there was Lily")
+    page = Page(attributions_html.render_page([AttributionSet([item])], title="x"))
+    assert page.texts() == [item.text] * 3
+    marked = [text for _, text in page.find("span", "target")]
+    assert marked == ["there", "was", "Lily"]
+    assert [text for _, text in page.find("span", "begins")] == ["there"] * 3
+    later = [text for _, text in page.find("span", "later")]
+    assert later == ["there", "was", "Lily", "was", "Lily", "Lily"]
+    assert any("there (1 of 3)" in text for _, text in page.find("summary"))
+
+
+def test_a_contrast_and_a_name_of_white_space_can_be_read() -> None:
+    targets = (Target(1, "\n", positions=(1,), contrast=(2,), contrast_name=" "), Target(2, "cat", positions=(2,)))
+    item = continued("a b ", "c d", targets=targets)
+    page = Page(attributions_html.render_page([AttributionSet([item])], title="x"))
+    assert any("⏎ (1 of 2) rather than ␣" in text for _, text in page.find("summary"))
+
+
+def test_hostile_continuations_and_targets_do_nothing() -> None:
+    items = [continued(PAYLOADS[i - 1], text, index=i, method=PAYLOADS[0]) for i, text in enumerate(PAYLOADS)]
+    page = assert_harmless(attributions_html.render_page([AttributionSet(items)], title="x"))
+    shown = set(page.texts())
+    assert {item.text for item in items} <= shown
+    assert_harmless(f"<html>{attributions_html.render_fragment(AttributionSet(items))}</html>")
+
+
+def test_many_targets_and_long_texts_stay_small_enough_and_say_what_is_left_out() -> None:
+    item = continued("word " * 150, "more " * 60)
+    html = attributions_html.render_page([AttributionSet([item])], title="x")
+    page = Page(html)
+    assert len(page.find("td", "cell")) == 40 * 80
+    assert any(
+        "20 more targets and 130 elements of smaller scores are left out" in t for _, t in page.find("p", "note")
+    )
+    many = AttributionSet([continued("word " * 100, "more " * 20, index=i) for i in range(40)])
+    html = attributions_html.render_page([many], title="x")
+    assert len(html) < 12e6
+    assert "more texts are left out" in html

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from interpreto_mlops.attributions.results import AttributionSet
-from interpreto_mlops.visuals import attributions_html, concepts_html, figures, report_html
+from interpreto_mlops.visuals import attributions_html, comparison_html, concepts_html, figures, report_html
 from tests.visuals.concept_samples import hostile_descriptions, importance
-from tests.visuals.hostile import HOSTILE, PAYLOADS, UNPRINTABLE, attribution
+from tests.visuals.hostile import HOSTILE, PAYLOADS, UNPRINTABLE, attribution, continued
+from tests.visuals.test_comparison_html import hostile_comparison
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = Path("/usr/bin/chromium")
@@ -118,7 +119,21 @@ def report_page() -> str:
     return report_html.render_page(report_html.Report(PAYLOADS[0], sections, lead=PAYLOADS[1], command=PAYLOADS[2]))
 
 
-@pytest.mark.parametrize("make", [attributions_page, concepts_page, report_page])
+def matrix_page() -> str:
+    items = [continued(PAYLOADS[i - 1], text, index=i, method=PAYLOADS[0]) for i, text in enumerate(PAYLOADS)]
+    long = continued("word " * 150, "more " * 60, index=len(items))
+    return attributions_html.render_page([AttributionSet([*items, long])], title=PAYLOADS[1])
+
+
+def comparison_page() -> str:
+    section = report_html.Section(PAYLOADS[2], comparison_html.comparison_blocks(hostile_comparison()))
+    return report_html.render_page(report_html.Report(PAYLOADS[0], [section]))
+
+
+PAGES = [attributions_page, concepts_page, report_page, matrix_page, comparison_page]
+
+
+@pytest.mark.parametrize("make", PAGES)
 def test_nothing_of_a_hostile_text_runs_or_is_loaded(page: Any, make: Any) -> None:
     seen = opened(page, make())
     seen.assert_quiet()
@@ -176,7 +191,7 @@ def test_direction_overrides_do_not_move_the_rest(page: Any) -> None:
     assert runs == sorted(runs)
 
 
-@pytest.mark.parametrize("make", [attributions_page, concepts_page, report_page])
+@pytest.mark.parametrize("make", PAGES)
 @pytest.mark.parametrize("width", [360, 1240])
 def test_no_page_is_wider_than_its_window(page: Any, make: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})

@@ -10,7 +10,7 @@ import numpy as np
 
 from interpreto_mlops.attributions.base import METHODS, Estimate, Game, Steps
 from interpreto_mlops.attributions.coalitions import all_coalitions, count_coalitions, draw_pairs
-from interpreto_mlops.attributions.mask_means import mean_difference, pair_error
+from interpreto_mlops.attributions.mask_means import difference_error, mean_difference
 from interpreto_mlops.attributions.regression import solve_pairs
 from interpreto_mlops.attributions.sampling import SamplingAttributor
 
@@ -36,7 +36,7 @@ class Banzhaf(SamplingAttributor):
         if self.fits(game):
             present = all_coalitions(n)
             values = yield present
-            scores, _ = mean_difference(present, values, np.full(len(present), 1 / len(present)))
+            scores = mean_difference(present, values, np.full(len(present), 1 / len(present)), game.valid)
             return Estimate(scores, np.zeros_like(scores), {"exact": 1.0, "evaluations": float(len(present))})
         first = draw_pairs(n, max(1, (self.n_perturbations - 2) // 2), game.generator(self.seed))
         present = np.concatenate([first, ~first])
@@ -46,8 +46,8 @@ class Banzhaf(SamplingAttributor):
             differences = values[: len(first)] - values[len(first) :]
             scores, error = solve_pairs(np.where(first, 1.0, -1.0), differences, game.valid)
         else:
-            scores, moves = mean_difference(present, values, np.full(len(present), 1 / len(present)))
-            error = pair_error(moves)
+            scores = mean_difference(present, values, np.full(len(present), 1 / len(present)), game.valid)
+            error = difference_error(present, values, game.valid)
         error = error * sqrt(1 - len(first) / 2 ** (n - 1))  # the pairs are drawn from a finite number of them
         checks = {"exact": 0.0, "regression": float(regression), "evaluations": count_coalitions(present)}
         return Estimate(scores, error, checks)

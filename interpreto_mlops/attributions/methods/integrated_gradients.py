@@ -8,13 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from interpreto_mlops.attributions.base import METHODS, Attributor, Estimate, Game, Path, Steps, as_integer
+from interpreto_mlops.attributions.base import METHODS, Estimate, Game, Steps, as_integer
+from interpreto_mlops.attributions.gradients import PathAttributor, used_baselines
+from interpreto_mlops.attributions.paths import Path
 from interpreto_mlops.attributions.results import Floats
 from interpreto_mlops.errors import InputError, TextWarning, UnknownNameError
 
 _NODES = (8, 16, 32, 64)
 _RULES = ("gauss_legendre", "left", "middle", "right", "trapezoid")
-_BASELINES = ("replacement", "zero")
 
 
 def quadrature(rule: str, n_nodes: int) -> tuple[Floats, Floats]:
@@ -43,11 +44,12 @@ def quadrature(rule: str, n_nodes: int) -> tuple[Floats, Floats]:
 
 @METHODS.register("integrated_gradients")
 @dataclass(frozen=True, kw_only=True)
-class IntegratedGradients(Attributor):
+class IntegratedGradients(PathAttributor):
     """Signed and complete: the scores of a text sum to its score minus the baseline's.
 
     By default the number of Gauss–Legendre nodes grows from 8 to 64 for the texts whose completeness gap is above
-    `tolerance`; `checks` reports the gap, and a gap that stays is a warning.
+    `tolerance`; `checks` reports the gap (of the sum over components, whatever the reduction), and a gap that stays is
+    a warning.
 
     Source: Sundararajan et al. 2017 (arXiv 1703.01365), equation 1.
 
@@ -55,7 +57,6 @@ class IntegratedGradients(Attributor):
         n_nodes: a fixed number of nodes, or None to adapt it to each text.
         rule: `gauss_legendre`, `left`, `middle`, `right` or `trapezoid`.
         tolerance: the gap that is accepted, relative to score minus baseline score.
-        baseline: `replacement` (embeddings of the replacement token) or `zero`. Special tokens keep their embeddings.
     """
 
     name: ClassVar[str] = "integrated_gradients"
@@ -63,43 +64,32 @@ class IntegratedGradients(Attributor):
     n_nodes: int | None = None
     rule: str = "gauss_legendre"
     tolerance: float = 0.01
-    baseline: str = "replacement"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n_nodes is not None:
             object.__setattr__(self, "n_nodes", as_integer("n_nodes", self.n_nodes, 1))
         quadrature(self.rule, _NODES[0] if self.n_nodes is None else self.n_nodes)
-        if self.baseline not in _BASELINES:
-            raise UnknownNameError("baseline", self.baseline, _BASELINES)
         if isinstance(self.tolerance, str) or not self.tolerance > 0:
             raise InputError(f"the tolerance must be above 0, not {self.tolerance!r}")
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
-        zero = self.baseline == "zero" or game.replacement.id is None
+        baselines = self._baselines(game.replacement)
         schedule = _NODES if self.n_nodes is None else (self.n_nodes,)
         for n_nodes in schedule:
             nodes, weights = quadrature(self.rule, n_nodes)
-            if zero:
-                # No token has these embeddings, so the score there comes with the path, at a node without weight.
-                nodes, weights = np.append(nodes, 0.0), np.append(weights, 0.0)
-            path = Path(nodes, weights, zero)
-            result = yield path
-            tokens = (result.moments[0] * path.difference(game, result)).sum(-1)
-            baseline = result.values[-1] if zero else game.empty
-            total = game.full - baseline
-            gap = tokens.sum(-1) - total
-            if (np.abs(gap) <= self.tolerance * np.abs(total)).all():
+            paths = [Path(nodes, weights, baseline) for baseline in baselines]
+            components, base = yield from self._integrate(game, paths)
+            total = game.full - base
+            gap = np.abs(components.sum(axis=(1, 2)) - total)
+            complete = bool((gap <= self.tolerance * np.abs(total)).all())
+            if complete:
                 break
-        complete = bool((np.abs(gap) <= self.tolerance * np.abs(total)).all())
-        checks = {
-            "completeness_gap": float(np.abs(gap).max()),
-            "nodes": float(n_nodes),
-            "complete": float(complete),
-        }
-        used = {"baseline": "zero" if zero else "replacement"}
+        checks = {"completeness_gap": float(gap.max()), "nodes": float(n_nodes), "complete": float(complete)}
         if self.n_nodes is None and not complete:
             text = f"text {game.encoding.index}"
             warnings.warn(f"{text}: completeness gap {checks['completeness_gap']:.3g}", TextWarning, stacklevel=2)
-        return Estimate(game.sum_tokens(tokens), checks=checks, baseline_output=baseline, parameters=used)
+        return Estimate(
+            self._scores(game, components), checks=checks, baseline_output=base, parameters=used_baselines(baselines)
+        )

@@ -18,7 +18,7 @@ from interpreto_mlops.attributions.coalitions import (
     draw_of_sizes,
 )
 from interpreto_mlops.attributions.regression import solve_linear
-from interpreto_mlops.attributions.sampling import SamplingAttributor
+from interpreto_mlops.attributions.sampling import SamplingAttributor, as_number
 from interpreto_mlops.errors import InputError, UnknownNameError
 
 _SAMPLING = ("size", "uniform")
@@ -53,10 +53,13 @@ class Lime(SamplingAttributor):
         super().__post_init__()
         if self.sampling not in _SAMPLING:
             raise UnknownNameError("sampling", self.sampling, _SAMPLING)
-        if self.kernel_width is not None and (isinstance(self.kernel_width, (str, bool)) or not self.kernel_width > 0):
-            raise InputError(f"kernel_width must be above 0, or None for equal weights, not {self.kernel_width!r}")
-        if isinstance(self.alpha, (str, bool)) or not 0 <= self.alpha < float("inf"):
+        if self.kernel_width is not None:
+            if not as_number(self.kernel_width) > 0:
+                raise InputError(f"kernel_width must be above 0, or None for equal weights, not {self.kernel_width!r}")
+            object.__setattr__(self, "kernel_width", as_number(self.kernel_width))
+        if not 0 <= as_number(self.alpha) < float("inf"):
             raise InputError(f"alpha must be a number of at least 0, not {self.alpha!r}")
+        object.__setattr__(self, "alpha", as_number(self.alpha))
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""

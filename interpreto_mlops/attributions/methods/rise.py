@@ -10,8 +10,8 @@ import numpy as np
 
 from interpreto_mlops.attributions.base import METHODS, Estimate, Game, Presence, Steps
 from interpreto_mlops.attributions.coalitions import Floats, all_coalitions, count_coalitions, draw_pairs
-from interpreto_mlops.attributions.mask_means import mean_difference, mean_kept, pair_error
-from interpreto_mlops.attributions.sampling import SamplingAttributor
+from interpreto_mlops.attributions.mask_means import difference_error, kept_error, mean_difference, mean_kept
+from interpreto_mlops.attributions.sampling import SamplingAttributor, as_number, check_flag
 from interpreto_mlops.errors import InputError
 
 
@@ -23,12 +23,12 @@ class Rise(SamplingAttributor):
     Exact where every coalition fits in the budget. Otherwise masks are drawn in pairs (one at least) that mirror each
     other: at p = 1/2 a mask and its complement, without replacement. Standard errors come from the pairs.
 
-    Source: Petsiuk et al. 2018 (arXiv 1806.07421), equation 6, centred.
+    Source: Petsiuk et al. 2018 (arXiv 1806.07421), centred.
 
     Arguments:
         p: the probability that an element is kept; at 1/2, where pairs are complements, the scores are Banzhaf values.
         raw: whether to give the paper's form, which is not centred: the mean score of the masks that keep an element.
-            All elements then share the level of the score, and its noise.
+            All elements then share the level of the score and, unless p is 1/2, its noise.
     """
 
     name: ClassVar[str] = "rise"
@@ -38,9 +38,10 @@ class Rise(SamplingAttributor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.p, (str, bool)) or not 0 < self.p < 1:
+        if not 0 < as_number(self.p) < 1:
             raise InputError(f"p must be above 0 and below 1, not {self.p!r}")
-        object.__setattr__(self, "p", float(self.p))
+        object.__setattr__(self, "p", as_number(self.p))
+        check_flag("raw", self.raw)
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
@@ -50,11 +51,12 @@ class Rise(SamplingAttributor):
         size = present.sum(axis=1)
         weights = self.p**size * (1 - self.p) ** (n - size) if exact else np.full(len(size), 1 / len(size))
         if self.raw:
-            scores, moves = mean_kept(present, values, weights, self.p)
+            scores = mean_kept(present, values, weights, self.p)
         else:
-            scores, moves = mean_difference(present, values, weights)
+            scores = mean_difference(present, values, weights, game.valid)
         checks = {"exact": float(exact), "evaluations": count_coalitions(present)}
-        return Estimate(scores, np.zeros_like(scores) if exact else self._error(moves), checks)
+        error = np.zeros_like(scores) if exact else self._error(present, values, game.valid)
+        return Estimate(scores, error, checks)
 
     def _masks(self, game: Game) -> Presence:
         """Draw masks, shape (rows, elements); the second half mirrors the first."""
@@ -66,8 +68,8 @@ class Rise(SamplingAttributor):
         uniform = rng.random((pairs, n))
         return np.concatenate([uniform, 1 - uniform]) < self.p
 
-    def _error(self, moves: Floats) -> Floats:
+    def _error(self, present: Presence, values: Floats, valid: Presence) -> Floats:
         # At p = 1/2 the pairs are drawn from a finite number of them.
-        rows, _, n = moves.shape
-        finite = sqrt(1 - rows / 2**n) if self.p == 0.5 else 1.0
-        return pair_error(moves) * finite
+        finite = sqrt(1 - len(present) / 2 ** present.shape[1]) if self.p == 0.5 else 1.0
+        error = kept_error(present, values, self.p) if self.raw else difference_error(present, values, valid)
+        return error * finite

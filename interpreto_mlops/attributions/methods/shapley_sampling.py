@@ -8,6 +8,7 @@ from typing import ClassVar
 from interpreto_mlops.attributions.base import METHODS, Game, Steps
 from interpreto_mlops.attributions.sampling import (
     SamplingAttributor,
+    check_flag,
     enumerate_shapley,
     sample_orders,
     with_efficiency,
@@ -24,7 +25,7 @@ class ShapleySampling(SamplingAttributor):
     (`permutations`).
 
     Source: Castro et al. 2009 (Computers & Operations Research 36); Štrumbelj & Kononenko 2010 (JMLR 11); antithetic:
-    Mitchell et al. 2022 (arXiv 2104.12199), section 3.
+    Mitchell et al. 2022 (arXiv 2104.12199).
 
     Arguments:
         antithetic: whether each order comes with its reverse, which cancels much of the noise.
@@ -33,6 +34,10 @@ class ShapleySampling(SamplingAttributor):
     name: ClassVar[str] = "shapley_sampling"
 
     antithetic: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_flag("antithetic", self.antithetic)
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""

@@ -26,11 +26,11 @@ class Sobol(Attributor):
     """Share of the score's variance, each element kept or not by a fair coin, that an element takes part in: unsigned.
 
     The total order counts interactions with other elements, so the indices sum to at least 1, and to 1 for an additive
-    score; the first order leaves them out. Exact where enumeration takes no more than N (n + 2) evaluations. All 0
-    where the score does not vary. `checks` has their sum (`index_sum`, the smallest of the
+    score; the first order leaves them out and needs many more samples. Exact where enumeration takes no more than
+    N (n + 2) evaluations. All 0 where the score does not vary. `checks` has their sum (`index_sum`, the least of the
     targets).
 
-    Source: Fel et al. 2021 (arXiv 2111.04138); Jansen 1999 (Computer Physics Communications 117), equations 9 and 10.
+    Source: Fel et al. 2021 (arXiv 2111.04138); estimators: Jansen 1999 (Computer Physics Communications 117).
 
     Arguments:
         order: `total` or `first`.
@@ -77,9 +77,12 @@ class Sobol(Attributor):
 
     def _sampled(self, game: Game) -> Parts:
         """Return the numerators and the variance by Jansen's estimators on a scrambled Sobol sequence."""
-        n = game.n_players
-        sequence = qmc.Sobol(2 * n, scramble=True, rng=game.generator(self.seed)).random(self.n_samples)
-        first, second = sequence[:, :n] >= 0.5, sequence[:, n:] >= 0.5
+        n, rng = game.n_players, game.generator(self.seed)
+        sequence = qmc.Sobol(2 * n, scramble=True, rng=rng).random(self.n_samples)
+        # Rounded to bits, the sequence has few different columns (at most N / 2, and their complements): an element
+        # whose two columns are the same would never change. So those of the second block are shuffled.
+        first, second = sequence[:, :n] >= 0.5, rng.permuted(sequence[:, n:] >= 0.5, axis=0)
+        second[:, (first == second).all(axis=0)] ^= True
         # Where the two agree on an element, swapping it changes nothing: those rows have the value of the first.
         sample, element = np.nonzero(first != second)
         swapped = first[sample]
@@ -89,7 +92,10 @@ class Sobol(Attributor):
         a, b, changed = np.split(values, [self.n_samples, 2 * self.n_samples])
         exchanged = np.repeat(a[:, None], n, axis=1)
         exchanged[sample, element] = changed
-        return *jansen(a, b, exchanged, self.order), count_coalitions(rows)
+        part, variance = jansen(a, b, exchanged, self.order)
+        if self.order == "total":  # half of the samples are expected to change; so many do
+            part *= self.n_samples / 2 / np.bincount(element, minlength=n)[:, None]
+        return part, variance, count_coalitions(rows)
 
 
 def jansen(a: Floats, b: Floats, exchanged: Floats, order: str) -> tuple[Floats, Floats]:

@@ -1,70 +1,103 @@
-"""The frame of every faithfulness metric: what a ranking of elements does to the probability of the explained class."""
+"""The frame of every metric of explanations that asks the model: texts, random baselines and results are here, once."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from interpreto_mlops.attributions.base import Game, Presence, as_integer, hidden
-from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
-from interpreto_mlops.attributions.recall import recalled
-from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.attributions.base import as_integer, hidden
+from interpreto_mlops.attributions.metrics.results import Floats, MetricResult, MetricSet
+from interpreto_mlops.attributions.metrics.subjects import Subject, subjects_of
+from interpreto_mlops.attributions.results import AttributionSet
 from interpreto_mlops.errors import InputError
-from interpreto_mlops.models.objectives import InferenceMode
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import Program
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Registry
 
-METRICS: Registry[type[FaithfulnessMetric]] = Registry("attribution metric")
+METRICS: Registry[type[Metric]] = Registry("attribution metric")
 """Every metric of attributions by its registry name."""
-
-Order = npt.NDArray[np.int64]
 
 _GRID = np.linspace(0.0, 1.0, 101)
 
+R = TypeVar("R")
+
 
 @dataclass(frozen=True)
-class _Scored:
-    """One text's results: of its own ranking first, then of each random one."""
+class TextScore:
+    """One text's results: of its own scores, and of each random ranking.
 
-    scores: Floats  # (1 + random,)
-    curves: Floats | None  # (1 + random, 101)
+    Arguments:
+        own: the metric.
+        random: the metric of each random ranking, shape (n_random,).
+        curves: of its own ranking first, then of the random ones, shape (1 + n_random, points), or None.
+    """
+
+    own: float
+    random: Floats
+    curves: Floats | None = None
+
+
+Outcome = TextScore | str
+"""A text's results, or why it was skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FaithfulnessMetric(ABC):
-    """Scores rankings by the probability of the explained class: call it with an `AttributionSet`.
+class Metric(ABC):
+    """Judges explanations: call it with an `AttributionSet`.
 
-    Each text is also scored under random rankings, the same ones for every method and metric.
-
-    Arguments:
-        model: the classifier that was explained, or another one of the same classes.
-        replacement: what stands for an absent element, as for the methods.
-        n_random: random rankings of each text.
-        seed: of the random rankings.
-
-    Raises:
-        InputError: a parameter that cannot be used.
+    A class says its `name`, its direction, the `bounds` of its values, whether it is `costly` (many times the
+    evaluations of the others), and what it `needs` beside the model: nothing, the `explainer`, or human `rationales`.
     """
 
     name: ClassVar[str]
     higher_is_better: ClassVar[bool]
     bounds: ClassVar[tuple[float, float]]
-    # Deleting along an order visits the coalitions of inserting along its reverse: one set of orders serves both.
-    reverse_random: ClassVar[bool] = False
+    costly: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name, as runs log them."""
+        hidden = ("model", "explainer", "rationales")
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
+
+    @abstractmethod
+    def __call__(self, explanations: AttributionSet, *, progress: bool | None = False) -> MetricResult | MetricSet:
+        """Judge the explanations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMetric(Metric):
+    """Scores explanations text by text, by what the model does: call it with an `AttributionSet`.
+
+    Each text is also scored under random rankings (for metrics of scores: with its scores permuted among its elements),
+    the same ones for every method and metric.
+
+    Arguments:
+        model: the model that was explained, or another one of the same classes.
+        replacement: what stands for an absent element, as for the methods.
+        n_random: random rankings of each text.
+        seed: of the random rankings, and of what else the metric draws.
+        joint: whether a text's targets are scored as one: by the sum of their scores, and the geometric mean of their
+            probabilities. By default each target is scored on its own, and a text has the mean over its targets.
+
+    Raises:
+        InputError: a parameter that cannot be used.
+    """
 
     model: TextModel = field(kw_only=False, repr=False)
     replacement: str | int = "auto"
     n_random: int = 20
     seed: int = 0
+    joint: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, TextModel) or self.model.task == "encoder":
@@ -74,107 +107,169 @@ class FaithfulnessMetric(ABC):
         Replacement.resolve(self.replacement, self.model)
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters by name, as runs log them."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model"}
-
-    @abstractmethod
-    def coalitions(self, order: Order) -> Presence:
-        """Return the coalitions to look at for a ranking, shape (rows, elements)."""
-
-    @abstractmethod
-    def score(self, probabilities: Floats, n: int) -> Floats:
-        """Return the metric from the probabilities of the coalitions, shape (..., rows) to (...), for n elements."""
-
-    def curve(self, probabilities: Floats, n: int) -> Floats | None:
-        """Return the curve on 0, 1, …, 100 % of the elements, shape (101,), for a metric that has one."""
-        return None
+    def grid(self) -> Floats:
+        """The shares of elements at which the metric's curve is kept, for a metric that has one, shape (points,)."""
+        return _GRID
 
     def __call__(self, explanations: AttributionSet, *, progress: bool | None = False) -> MetricResult:
         """Score the explanations.
 
         Arguments:
-            explanations: one method's attributions. Texts without elements are skipped and counted.
+            explanations: one method's attributions. Texts that cannot be scored are skipped and counted.
             progress: True for a progress bar, False for none, None for one when the output is a terminal.
 
         Returns:
             One value a text, the mean over its targets.
 
         Raises:
-            InputError: explanations whose elements are not those that this model's tokenizer gives.
+            InputError: explanations whose elements or classes are not those that this model has.
         """
-        before = self.model.engine.counters.copy()
-        programs = (self._program(*pair) for pair in self._games(explanations))
-        bar = tqdm(total=len(explanations), desc=self.name, unit="text", disable=hidden(progress), leave=False)
-        with bar:
-            scored = []
-            for item in self.model.engine.run(programs):
-                scored.append(item)
-                bar.update()
-        return self._result(explanations, scored, self.model.engine.counters.since(before).as_dict())
+        (result,) = score_together([self], explanations, progress=progress)
+        return result
 
-    def _games(self, explanations: AttributionSet) -> Iterator[tuple[Game, Attribution]]:
-        for item, question, elements in recalled(self.model, explanations):
-            # Of a continuation the prompt alone is perturbed; the target's ids stay.
-            whole = np.arange(len(elements))
-            players = whole if item.prompt_tokens is None else whole[elements.ends()[1] < item.prompt_tokens]
-            yield Game(question, elements, Replacement.resolve(self.replacement, self.model), players), item
+    @abstractmethod
+    def program(self, subject: Subject) -> Program[Outcome]:
+        """Score one text that has elements and targets, or return why it is skipped."""
 
-    def _program(self, game: Game, item: Attribution) -> Program[_Scored | None]:
-        """Score one text: the mean over its targets, for its own ranking and for random ones."""
-        if game.n_players == 0 or not item.targets:
-            return None
-        own = [np.argsort(-item.scores[target][game.players], kind="stable") for target in range(len(item.targets))]
-        orders = own + self._random_orders(game)
-        blocks = [self.coalitions(order) for order in orders]
-        (read,) = yield [game.request(np.concatenate(blocks))]
-        objective = game.question.settle(read[0], InferenceMode.SOFTMAX).probability
-        values = objective.score(read).reshape(len(orders), -1, len(item.targets))
-        n = game.n_players
-        rankings = [np.stack([values[t, :, t] for t in range(len(own))])]  # each target's own ranking
-        rankings += [values[k].T for k in range(len(own), len(orders))]
-        scores = np.asarray([self.score(block, n).mean() for block in rankings])
-        curves = [self.curve(block.mean(axis=0), n) for block in rankings]
-        return _Scored(scores, None if curves[0] is None else np.stack([c for c in curves if c is not None]))
+    def checked_program(self, subject: Subject) -> Program[Outcome]:
+        """Score one text, or return why it is skipped."""
+        if subject.skip is not None:
+            return subject.skip
+        return (yield from self.program(subject))
 
-    def _random_orders(self, game: Game) -> list[Order]:
-        rng = game.generator(self.seed)
-        orders = [rng.permutation(game.n_players) for _ in range(self.n_random)]
-        return [order[::-1] for order in orders] if self.reverse_random else orders
-
-    def _result(
-        self, explanations: AttributionSet, scored: list[_Scored | None], counters: dict[str, float]
+    def result(
+        self, explanations: AttributionSet, outcomes: Sequence[Outcome], counters: dict[str, float]
     ) -> MetricResult:
+        """Put the texts' results together."""
         sign = 1 if self.higher_is_better else -1
-        own, random, better = (np.full(len(scored), np.nan) for _ in range(3))
-        for i, item in enumerate(scored):
-            if item is not None:
-                own[i], random[i] = item.scores[0], item.scores[1:].mean()
-                lead = sign * (item.scores[0] - item.scores[1:])
-                better[i] = ((lead > 0) + 0.5 * (lead == 0)).mean()
-        curves = [item.curves for item in scored if item is not None and item.curves is not None]
-        skipped = sum(item is None for item in scored)
+        own, better = np.full(len(outcomes), np.nan), np.full(len(outcomes), np.nan)
+        random = np.full((len(outcomes), self.n_random), np.nan)
+        for i, item in enumerate(outcomes):
+            if isinstance(item, TextScore):
+                own[i], random[i] = item.own, item.random
+                better[i] = share_beaten(sign * item.own, sign * item.random)
+        curves = [item.curves for item in outcomes if isinstance(item, TextScore) and item.curves is not None]
         return MetricResult(
             name=self.name,
             method=explanations.method,
             values=own,
-            random_values=random,
+            random_values=nan_mean(random, axis=1),
             better_than_random=better,
             higher_is_better=self.higher_is_better,
-            curve=_mean_curve([c[:1] for c in curves]),
-            random_curve=_mean_curve([c[1:] for c in curves]),
-            skipped={"no elements": skipped} if skipped else {},
+            curve=self._mean_curve([c[:1] for c in curves]),
+            random_curve=self._mean_curve([c[1:] for c in curves]),
+            skipped=dict(Counter(item for item in outcomes if isinstance(item, str))),
             parameters=self.parameters,
             counters=counters,
+            bounds=self.bounds,
+            random_draws=nan_mean(random, axis=0),
         )
 
+    def _mean_curve(self, curves: list[Floats]) -> Floats | None:
+        if not curves:
+            return None
+        return np.stack([self.grid, np.mean([curve.mean(axis=0) for curve in curves], axis=0)], axis=1)
 
-def _mean_curve(curves: list[Floats]) -> Floats | None:
-    if not curves:
+
+def score_together(
+    metrics: Sequence[TextMetric], explanations: AttributionSet, *, progress: bool | None = False
+) -> list[MetricResult]:
+    """Score explanations by several metrics of one model in one pass; what they have in common is evaluated once.
+
+    All metrics of a text run as one program: so they share their rows however many texts there are.
+
+    Arguments:
+        metrics: at least one, all of the same model.
+        explanations: one method's attributions.
+        progress: as for a metric.
+
+    Raises:
+        InputError: the explanations do not belong to the model.
+    """
+    engine = metrics[0].model.engine
+    before = engine.counters.copy()
+    title = metrics[0].name if len(metrics) == 1 else f"{len(metrics)} metrics"
+    found = outcomes_together(metrics, explanations)
+    outcomes = list(
+        tqdm(found, total=len(explanations), desc=title, unit="text", disable=hidden(progress), leave=False)
+    )
+    counters = engine.counters.since(before).as_dict()
+    return [metric.result(explanations, [row[k] for row in outcomes], counters) for k, metric in enumerate(metrics)]
+
+
+def outcomes_together(metrics: Sequence[TextMetric], explanations: AttributionSet) -> Iterator[list[Outcome]]:
+    """Yield for each text what each metric finds, the rows that they share evaluated once."""
+    programs = (
+        side_by_side([metric.checked_program(view) for metric, view in zip(metrics, row, strict=True)])
+        for row in _views(metrics, explanations)
+    )
+    yield from metrics[0].model.engine.run(programs)
+
+
+def _views(metrics: Sequence[TextMetric], explanations: AttributionSet) -> Iterator[list[Subject]]:
+    """Yield each text as each metric sees it; metrics that see it alike share one view."""
+    kinds = [(metric.replacement, metric.joint) for metric in metrics]
+    streams = {
+        kind: subjects_of(explanations, metrics[0].model, kind[0], joint=kind[1]) for kind in dict.fromkeys(kinds)
+    }
+    for row in zip(*streams.values(), strict=True):
+        seen = dict(zip(streams, row, strict=True))
+        yield [seen[kind] for kind in kinds]
+
+
+def side_by_side(programs: Sequence[Program[R]]) -> Program[list[R]]:
+    """Run programs of one text as one, so that the engine sees their requests together and runs a shared row once."""
+    results: dict[int, R] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(programs)))
+    try:
+        while True:
+            asked = {}
+            for k, answer in answers.items():
+                try:
+                    asked[k] = programs[k].send(answer)
+                except StopIteration as stop:
+                    results[k] = stop.value
+            if not asked:
+                return [results[k] for k in range(len(programs))]
+            received = iter((yield [request for requests in asked.values() for request in requests]))
+            answers = {k: [next(received) for _ in requests] for k, requests in asked.items()}
+    finally:
+        for program in programs:
+            program.close()
+
+
+def text_score(own: Floats, random: Floats) -> TextScore | None:
+    """Return a text's score as the mean over its targets, NaN left out; None when every target's is NaN.
+
+    Arguments:
+        own: shape (targets,).
+        random: shape (n_random, targets).
+    """
+    if np.isnan(own).all():
         return None
-    return np.stack([_GRID, np.mean([curve.mean(axis=0) for curve in curves], axis=0)], axis=1)
+    return TextScore(float(own[~np.isnan(own)].mean()), nan_mean(random, axis=1))
 
 
-def on_grid(shares: Floats, values: Floats) -> Floats:
-    """Interpolate a curve to 0, 1, …, 100 per cent, shape (101,)."""
-    return np.interp(_GRID, shares, values)
+def share_beaten(own: float, random: Floats) -> float:
+    """Return the share of random values that a value exceeds; ties count half."""
+    known = random[~np.isnan(random)]
+    return float(((own > known) + 0.5 * (own == known)).mean()) if known.size else float("nan")
+
+
+def nan_mean(values: Floats, axis: int) -> Floats:
+    """Return the mean without NaN, and NaN where nothing is left."""
+    known = ~np.isnan(values)
+    count = known.sum(axis=axis)
+    total = np.where(known, values, 0.0).sum(axis=axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def as_share(name: str, value: Any) -> float:
+    """Return a share above 0 and up to 1.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(value, (str, bool)) or not 0 < value <= 1:
+        raise InputError(f"{name} must be a share above 0 and up to 1, not {value!r}")
+    return float(value)

@@ -8,8 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from interpreto_mlops.attributions.base import Presence
-from interpreto_mlops.attributions.metrics.base import METRICS, FaithfulnessMetric, Order
+from interpreto_mlops.attributions.metrics.base import METRICS
+from interpreto_mlops.attributions.metrics.ranking import FaithfulnessMetric
 from interpreto_mlops.attributions.metrics.results import Floats
+from interpreto_mlops.attributions.metrics.subjects import Ranks
 from interpreto_mlops.errors import InputError
 
 _BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -19,6 +21,8 @@ _BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
 class _Bins(FaithfulnessMetric):
     """The mean over bins of the probability lost against the full text."""
 
+    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+
     bins: tuple[float, ...] = _BINS
 
     def __post_init__(self) -> None:
@@ -26,13 +30,10 @@ class _Bins(FaithfulnessMetric):
         if not self.bins or not all(0 < share <= 1 for share in self.bins):
             raise InputError(f"the bins must be shares above 0 and up to 1, not {self.bins!r}")
 
-    def _top(self, order: Order) -> Presence:
-        """Return which elements are in each bin: the max(1, round(share · n)) first, shape (bins, elements)."""
-        n = len(order)
-        top = np.zeros((len(self.bins), n), dtype=bool)
-        for row, share in zip(top, self.bins, strict=True):
-            row[order[: max(1, round(share * n))]] = True
-        return top
+    def _top(self, ranks: Ranks) -> Presence:
+        """Return which elements are in each bin: the max(1, round(share · n)) first, shape (rankings, bins, n)."""
+        sizes = np.asarray([max(1, round(share * ranks.shape[-1])) for share in self.bins])
+        return ranks[:, None, :] < sizes[:, None]
 
     def score(self, probabilities: Floats, n: int) -> Floats:
         """Return p(full) minus the mean over the bins, shape (..., 1 + bins) to (...)."""
@@ -51,11 +52,10 @@ class Comprehensiveness(_Bins):
 
     name: ClassVar[str] = "comprehensiveness"
     higher_is_better: ClassVar[bool] = True
-    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
 
-    def coalitions(self, order: Order) -> Presence:
-        """Return the full coalition, then each without its bin's elements, shape (1 + bins, elements)."""
-        return np.concatenate([np.ones((1, len(order)), dtype=bool), ~self._top(order)])
+    def coalitions(self, ranks: Ranks) -> Presence:
+        """Return the full coalition, then each without its bin's elements, shape (rankings, 1 + bins, n)."""
+        return np.concatenate([_full(ranks), ~self._top(ranks)], axis=1)
 
 
 @METRICS.register("sufficiency")
@@ -68,9 +68,11 @@ class Sufficiency(_Bins):
 
     name: ClassVar[str] = "sufficiency"
     higher_is_better: ClassVar[bool] = False
-    bounds: ClassVar[tuple[float, float]] = (-1.0, 1.0)
-    reverse_random: ClassVar[bool] = True
 
-    def coalitions(self, order: Order) -> Presence:
-        """Return the full coalition, then each bin's elements alone, shape (1 + bins, elements)."""
-        return np.concatenate([np.ones((1, len(order)), dtype=bool), self._top(order)])
+    def coalitions(self, ranks: Ranks) -> Presence:
+        """Return the full coalition, then each bin's elements alone, shape (rankings, 1 + bins, n)."""
+        return np.concatenate([_full(ranks), self._top(ranks)], axis=1)
+
+
+def _full(ranks: Ranks) -> Presence:
+    return np.ones((len(ranks), 1, ranks.shape[-1]), dtype=bool)
