@@ -56,7 +56,8 @@ class Execution:
         if not self.compile or self._hooked or torch.is_grad_enabled() or "past_key_values" in inputs:
             return module(**inputs)
         if id(module) not in self._compiled:
-            self._compiled[id(module)] = torch.compile(module, dynamic=True)
+            # A function around it: torch and transformers leave marks on a module that is compiled itself.
+            self._compiled[id(module)] = torch.compile(lambda **given: module(**given), dynamic=True)
         try:
             return self._compiled[id(module)](**inputs)
         except TorchDynamoException as error:
