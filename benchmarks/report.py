@@ -179,7 +179,8 @@ def plot(records: list[Record], path: Path = PLOT) -> Path:
     axes.set_yticks(range(len(names)), names)
     axes.grid(axis="y", alpha=0.3)
     axes.set_xlabel("CPU time over the bare model's for the same evaluations (1 = floor)")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

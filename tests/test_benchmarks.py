@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
 import json
+import random
 import subprocess
 import sys
 from collections import Counter
@@ -83,6 +86,61 @@ class TestReport:
         records = [{**timed, "method": "occlusion", "cpu": 1.2}, {**timed, "method": "rise", "cpu": 1.0}]
         found = report.bars({"classification": records, "shapley": [], "generation": []})
         assert [met for _, _, met in found] == ["**no**", "yes"]
+
+
+MARKED = ("awful", "stupid", "dumb")
+PLAIN = ("soup", "train", "letter", "window", "garden", "river", "paper", "music", "market", "coffee")
+
+
+def write_posts(path: Path, posts: int, seed: int) -> None:
+    """Posts of a sentence without a marked word and a like one with it."""
+    rng = random.Random(seed)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("spans", "text"))
+        for _ in range(posts):
+            one, two, three, four, bad = *(rng.choice(PLAIN) for _ in range(4)), rng.choice(MARKED)
+            text = f"This {one} {two} is not a {three}. This {bad} {two} is not a {four}."
+            start = text.index(bad)
+            writer.writerow((list(range(start, start + len(bad))), text))
+
+
+class TestPlausibility:
+    def test_sentences_keep_their_marked_characters(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        plausibility = importlib.import_module("plausibility")
+        write_posts(tmp_path / "posts.csv", 5, seed=0)
+        found = plausibility.sentences(tmp_path / "posts.csv")
+        assert [bool(spans) for _, spans in found] == [False, True] * 5
+        for text, spans in found[1::2]:
+            ((start, end),) = spans
+            assert text[start:end] in MARKED
+        data = plausibility.balanced(found, "posts", most=3, seed=0)
+        assert Counter(data.labels) == {"toxic": 3, "neutral": 3}
+
+    @pytest.mark.slow
+    def test_occlusion_finds_the_marked_words(self, tmp_path: Path) -> None:
+        for seed, (name, posts) in enumerate((("train", 300), ("test", 30))):
+            write_posts(tmp_path / f"tsd_{name}.csv", posts, seed)
+        out = tmp_path / "out.json"
+        command = [sys.executable, ROOT / "benchmarks" / "plausibility.py", "--data", tmp_path, "--json", out]
+        options = ["--methods", "occlusion", "--texts", "20", "--epochs", "3", "--threads", "1"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        records = {record["metric"]: record for record in json.loads(out.read_text())["records"]}
+        assert set(records) == {"auprc", "token_f1", "iou_f1"}
+        assert records["auprc"]["mean"] > 2 * records["auprc"]["random"]
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, ROOT / "benchmarks" / "memory.py", "--quick", "--texts", "1,3", "--methods", "occlusion"]
+    done = subprocess.run([*command, "--json", out], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    records = json.loads(out.read_text())
+    assert [record["texts"] for record in records] == [1, 3]
+    assert all(record["peak"] >= record["before"] > 0 for record in records)
 
 
 @pytest.mark.slow

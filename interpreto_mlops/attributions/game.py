@@ -69,7 +69,8 @@ class Game:
 
         The first `exact` rows run in the model's own dtype even under autocast.
         """
-        tokens = present[:, self.of_token] | ~self.movable
+        always = np.ones((len(present), 1), dtype=bool)  # the last column, which NO_ELEMENT picks
+        tokens = np.concatenate([present, always], axis=1)[:, self.of_token]
         rows = self.replacement.rows(self.encoding, tokens)
         if self.replacement.id is not None:
             return ScoreRequest(self.encoding, rows, self.question.readout, exact)

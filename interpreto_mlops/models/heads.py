@@ -32,7 +32,8 @@ def find_plain_head(model: TextModel) -> torch.nn.Linear | None:
     wanted = logits[torch.arange(_PROBE_TOKENS), ids[0].to(logits.device)]
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 2e-2
     agrees = (rows.to(wanted.device) - wanted).abs().max() <= tolerance * logits.abs().max()
-    return head if bool(agrees) else None
+    # An infinite logit agrees with nothing, and the whole vocabulary's must be read to find it.
+    return head if bool(agrees) and bool(torch.isfinite(logits).all()) else None
 
 
 def head_rows(head: torch.nn.Linear, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

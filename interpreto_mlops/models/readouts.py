@@ -181,7 +181,7 @@ class SourceTokenScores(TokenScores):
     ) -> Iterator[None]:
         """Give the encoder the embeddings of the sources, the decoder those of the rest."""
         cuts = [cast("SourceTokenScores", readout).prompt_tokens for readout in readouts]
-        ends = [max(r.positions) + 1 for r in cast("Sequence[SourceTokenScores]", readouts)]
+        ends = [embeddings.shape[1]] * len(cuts)
         with ExitStack() as stack:
             source = _parts(embeddings, [0] * len(cuts), cuts)
             stack.enter_context(model.embeddings_replaced(source))

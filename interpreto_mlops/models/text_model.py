@@ -93,11 +93,13 @@ class TextModel:
     @cached_property
     def embedding(self) -> torch.nn.Embedding:
         """The module that turns token ids into embeddings (the encoder's, for an encoder-decoder)."""
-        source: Any = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
-        module = source.get_input_embeddings()
-        if not isinstance(getattr(module, "weight", None), torch.Tensor):
-            raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
-        return module  # type: ignore[no-any-return]
+        network: Any = self.model
+        if network.config.is_encoder_decoder:
+            return self._embedding_of(network.get_encoder())
+        module = self._embedding_of(network)
+        # T5's encoder alone has a module of its own on the same weights, and the model names the unused one.
+        own = getattr(network.get_encoder(), "embed_tokens", None) if hasattr(network, "get_encoder") else None
+        return own if own is not None and getattr(own, "weight", None) is module.weight else module
 
     @property
     def autocast(self) -> str | None:
@@ -124,7 +126,15 @@ class TextModel:
     def decoder_embedding(self) -> torch.nn.Embedding:
         """The module that embeds the decoder's tokens, of an encoder-decoder."""
         network: Any = self.model
-        return network.get_decoder().get_input_embeddings()  # type: ignore[no-any-return]
+        return self._embedding_of(network.get_decoder())
+
+    def _embedding_of(self, part: Any) -> torch.nn.Embedding:
+        # FSMT's encoder and decoder have the module, but not the function that returns it.
+        find = getattr(part, "get_input_embeddings", lambda: getattr(part, "embed_tokens", None))
+        module: Any = find()
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
+        return module  # type: ignore[no-any-return]
 
     @cached_property
     def engine(self) -> Engine:
@@ -385,14 +395,31 @@ class TextModel:
         """Make the embedding module return `embeddings`, shape (rows, tokens, width), whatever ids it is given.
 
         The model still sees the original ids, which pooling and position counting need. `module` is another one than
-        that of the input, such as the decoder's.
+        that of the input, such as the decoder's. Where both are one, it is called for the encoder first.
         """
-        handle = (module or self.embedding).register_forward_hook(lambda *_: embeddings)
+        calls: list[int] = []
+        first = int(module is self.embedding)
+
+        def replaced(_module: torch.nn.Module, arguments: Any, found: torch.Tensor) -> torch.Tensor | None:
+            calls.append(len(calls))
+            if calls[-1] < first:
+                return None
+            # A row of source and decoder ids may be longer than what the decoder is given; Longformer's kin lengthen
+            # rows themselves, to a multiple of their window. And the result is a copy, which CTRL changes in place.
+            rows, width = (arguments[0] if arguments else found).shape[:2]
+            # XLNet turns rows and places about, which a square batch would hide.
+            if rows != len(embeddings) or self.model.config.model_type == "xlnet":
+                raise InputError(f"{self.name!r} does not embed its rows one by one, so embeddings cannot be put in")
+            return torch.cat([embeddings[:, :width], found[:, embeddings.shape[1] : width]], dim=1)
+
+        handle = (module or self.embedding).register_forward_hook(replaced)
         try:
             with self.execution.hooked():
                 yield
         finally:
             handle.remove()
+        if len(calls) <= first:
+            raise InputError(f"{self.name!r} does not use its embedding module, so embeddings cannot be put in")
 
     def logits_at(self, batch: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
         """Run a causal language model for the logits at some positions of each row only.
@@ -441,8 +468,15 @@ class TextModel:
         return find_plain_head(self)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module."""
-        return self.embedding.forward(ids)
+        """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module.
+
+        Raises:
+            InputError: the module returns something else, as that of quantised I-BERT does.
+        """
+        found: Any = self.embedding.forward(ids)
+        if not isinstance(found, torch.Tensor):
+            raise InputError(f"the embedding module of {self.name!r} returns a {type(found).__name__}, not a tensor")
+        return found
 
 
 def _parts(text: Any) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from interpreto_mlops.models.counters import EngineCounters as EngineCounters
 from interpreto_mlops.models.encoding import Ids
 from interpreto_mlops.models.gradient_sums import GradientSums, PointScores, padded
 from interpreto_mlops.models.prefixes import PrefixGroup
+from interpreto_mlops.models.probes import bears_padding
 from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
     EmbeddingRequest,
@@ -229,11 +230,21 @@ class Work:
             numbers += row.numbers
             if row.kind != kind or (numbers > self.most_numbers and count > 1):
                 break
+            if row.length != longest and not self._may_pad(self.rows[-1], row):
+                break
             tokens += row.length
             rate = tokens / (count * longest + call)
             if rate >= best:
                 best, size = rate, count
         return size
+
+    def _may_pad(self, first: Row, other: Row) -> bool:
+        try:
+            return bears_padding(self.model, [(row.encoding, row.ids, row.readout) for row in (other, first)])
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                return True  # the batch itself will say so
+            raise
 
     def _run_batch(self, batch: list[Row]) -> None:
         with self.model.evaluating():
