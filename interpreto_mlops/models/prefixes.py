@@ -59,17 +59,19 @@ class PrefixGroup:
 
     Arguments:
         encoding: the text.
-        readout: what is read for the text.
+        readout: what is read for the text, when it is not among the rows; of a row of which tokens are taken out it
+            will do, too: only what stands at the same place in both is taken over.
         rows: its rows.
     """
 
     def __init__(self, encoding: Encoding, readout: TokenScores, rows: Sequence[Row]) -> None:
+        self.own = next((row for row in rows if np.array_equal(row.ids, encoding.ids)), None)
+        readout = readout if self.own is None else cast(TokenScores, self.own.readout)
         self.encoding, self.readout = encoding, readout
         starts = [common_start(readout, encoding.ids, cast(TokenScores, row.readout), row.ids) for row in rows]
         order = sorted(range(len(rows)), key=lambda k: starts[k])
         self.rows = [rows[k] for k in order]
         self.starts = [starts[k] for k in order]
-        self.own = next((row for row in rows if np.array_equal(row.ids, encoding.ids)), None)
         self.layers: Layers | None = None
         self.known: torch.Tensor | None = None
 
@@ -181,7 +183,7 @@ class PrefixReuse:
             rows: those of its rows that must run.
             budget: the most tokens of a batch.
         """
-        if self.wanted is False or len(rows) < 2 or not self._fits(request, readout):
+        if len(rows) < 2:
             return None
         tokens = sum(len(row.ids) for row in rows)
         if self.wanted == "auto" and tokens <= budget:
@@ -191,10 +193,12 @@ class PrefixReuse:
             return None
         return group if self.works else None
 
-    def _fits(self, request: ScoreRequest, readout: Readout) -> bool:
-        # Segments and embeddings that come in by a hook would have to be cut, too.
+    def fits(self, request: ScoreRequest, readout: Readout) -> bool:
+        """Whether rows of this request can be grouped at all."""
+        # Segments would have to be cut, too.
         return (
-            isinstance(readout, TokenScores)
+            self.wanted is not False
+            and isinstance(readout, TokenScores)
             and not isinstance(readout, SourceTokenScores)
             and request.encoding.token_type_ids is None
             and len(request.encoding) > 1

@@ -123,14 +123,15 @@ class Work:
 
     def _admit(self, request: ScoreRequest, readouts: Sequence[Readout], rows: list[Row]) -> None:
         """Let rows wait: those of one text that begin alike together, where that saves something."""
-        alike = [row for row in rows if not row.exact and self._shown(row) is row.ids]
-        group = None
-        if alike:
+        group: PrefixGroup | None = None
+        taken: set[int] = set()
+        if rows and self.engine.prefixes.fits(request, readouts[0]):
+            alike = [row for row in rows if not row.exact and self._shown(row) is row.ids]
             group = self.engine.prefixes.group(request, readouts[0], alike, self.engine.token_budget)
         if group is not None:
             self.groups.append(group)
             self.tokens += group.tokens
-        taken = set() if group is None else set(map(id, alike))
+            taken = set(map(id, alike))
         for row in rows:
             if id(row) not in taken:
                 self._wait(row)
