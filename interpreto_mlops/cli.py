@@ -146,7 +146,9 @@ def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, qu
     show_default=True,
     help="Metrics of their faithfulness.",
 )
-@click.option("--granularity", default="word", show_default=True, help="word, token, sentence or all_tokens.")
+@click.option(
+    "--granularity", default="word", show_default=True, help="word, token, sentence, 2-grams, … or all_tokens."
+)
 @click.option("--inference-mode", default="logits", show_default=True, help="logits, softmax or log_softmax.")
 @click.option("--replacement", default="auto", show_default=True, help="auto, mask, pad, unk or remove.")
 @click.option("--target", help="The class to explain, by name, or a continuation [default: what the model says].")

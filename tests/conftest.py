@@ -12,6 +12,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     OMP_WAIT_POLICY="PASSIVE",
+    INTERPRETO_MLOPS_CACHE="0",
 )
 
 import io

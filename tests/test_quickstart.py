@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.mlflow_stores import VARIABLES, free_port, wait_for
+from tests.workflows.writer import save_writer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -285,6 +286,8 @@ def test_the_code_of_the_readme_runs(quickstart, block):
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_runs_on_the_quickstarts_store(quickstart, recipe):
+    # What the recipe of generation names lies beside whoever runs it.
+    save_writer(quickstart.folder, ["the food was", "we loved it and"])
     command = [sys.executable, "-m", "interpreto_mlops", "run", str(recipe)]
     done = subprocess.run(
         command, cwd=quickstart.folder, env=environment(), capture_output=True, text=True, check=False

@@ -23,14 +23,15 @@ from interpreto_mlops.attributions.game import Presence as Presence
 from interpreto_mlops.attributions.queries import Query
 from interpreto_mlops.attributions.results import Attribution, AttributionSet, Floats
 from interpreto_mlops.errors import InputError, TextWarning
+from interpreto_mlops.models.continuations import generation_arguments
 from interpreto_mlops.models.objectives import InferenceMode, check_mode
 from interpreto_mlops.models.questions import Question
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import Program
-from interpreto_mlops.models.targets import questions
+from interpreto_mlops.models.targets import check_texts, questions
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.registry import Registry
-from interpreto_mlops.text.granularity import Granularity
+from interpreto_mlops.text.granularity import parse_grain
 
 _TASKS = ("classification", "token_classification", "generation")
 
@@ -64,7 +65,8 @@ class Attributor(ABC):
 
     Arguments:
         model: the sequence or token classifier, or language model, to explain.
-        granularity: what receives a score: `word`, `token`, `sentence`, or `all_tokens` (special ones too).
+        granularity: what receives a score: `word`, `token`, `sentence`, `2-grams` and so on (words of one sentence), or
+            `all_tokens` (special ones too).
         inference_mode: the score that is explained: `logits`, `softmax` or `log_softmax`.
         replacement: what stands for an absent element: `auto`, `mask`, `pad`, `unk`, `remove`, or a token id.
         target_granularity: what is explained of a continuation: each `token`, or each `word` or `sentence` of it.
@@ -93,8 +95,8 @@ class Attributor(ABC):
                 f"attributions need a classifier or a language model; {self.model.name!r} is a "
                 f"{type(self.model.model).__name__}"
             )
-        Granularity.parse(self.granularity)
-        Granularity.parse(self.target_granularity)
+        parse_grain(self.granularity)
+        parse_grain(self.target_granularity)
         check_mode(self.model, InferenceMode.parse(self.inference_mode))
         Replacement.resolve(self.replacement, self.model)
 
@@ -135,6 +137,7 @@ class Attributor(ABC):
             InputError: texts or targets that cannot be used.
             ModelOutputError: the model returns NaN or infinity.
         """
+        check_texts(texts)
         start, before = time.perf_counter(), self.model.engine.counters.copy()
         total = len(texts) if isinstance(texts, Sized) else None
         stream = self.stream(texts, targets, contrast=contrast, generation=generation, truncation=truncation)
@@ -152,8 +155,8 @@ class Attributor(ABC):
         truncation: bool = False,
     ) -> Iterator[Attribution]:
         """Explain texts one after the other, as `__call__` does, with bounded memory."""
-        if isinstance(texts, str):
-            raise InputError(f"give a list of texts, not one string ({texts[:40]!r})")
+        check_texts(texts)
+        generation = generation_arguments(generation)
         if targets is not None or contrast is not None:
             texts = list(texts)
         asked = questions(
@@ -161,8 +164,8 @@ class Attributor(ABC):
             texts,
             targets,
             contrast=contrast,
-            granularity=Granularity.parse(self.granularity),
-            target_granularity=Granularity.parse(self.target_granularity),
+            granularity=parse_grain(self.granularity),
+            target_granularity=parse_grain(self.target_granularity),
             generation=generation,
             truncation=truncation,
         )
@@ -170,7 +173,8 @@ class Attributor(ABC):
 
     def _program(self, question: Question, generation: Mapping[str, Any] | None) -> Program[Attribution]:
         """Explain one text: find its targets, let the method estimate, put the result together."""
-        elements = question.encoding.elements(Granularity.parse(self.granularity))
+        elements = question.encoding.elements(parse_grain(self.granularity))
+        question.narrow(InferenceMode.parse(self.inference_mode))
         game = Game(question, elements, Replacement.resolve(self.replacement, self.model))
         if len(elements) == 0:
             message = f"text {question.encoding.index} has nothing to attribute: {question.encoding.text[:40]!r}"
@@ -182,7 +186,7 @@ class Attributor(ABC):
     def _run(self, game: Game) -> Program[Estimate]:
         """Drive the method's own generator."""
         if game.n_players == 0:
-            (read,) = yield [game.request(np.ones((1, 0), dtype=bool))]
+            (read,) = yield [game.request(np.ones((1, 0), dtype=bool), exact=1)]
             game.settle(read, self._mode)
             return Estimate(np.zeros((len(game.full), 0)))
         steps = self.estimate(game)
@@ -200,14 +204,14 @@ class Attributor(ABC):
         """Answer a method's first request, which also finds the targets and the scores of full and empty text."""
         ends = np.asarray([[True], [False]]).repeat(game.n_players, axis=1)
         if isinstance(asked, np.ndarray):
-            (read,) = yield [game.request(np.concatenate([ends, asked]))]
+            (read,) = yield [game.request(np.concatenate([ends, asked]), exact=2)]
             game.settle(read[:2], self._mode)
             return game.objective.score(read[2:])
         if asked.is_text:
             (result,) = yield [asked.request(game, self._settling(game))]
             return result
         # Not every query needs the empty text, and some tokenizers have nothing that could stand for it.
-        (read,) = yield [game.request(ends if asked.needs_empty else ends[:1])]
+        (read,) = yield [game.request(ends if asked.needs_empty else ends[:1], exact=2)]
         game.settle(read, self._mode)
         return (yield from self._ask(game, asked))
 
@@ -257,7 +261,7 @@ class Attributor(ABC):
         )
 
     def _recorded(self, game: Game) -> dict[str, Any]:
-        return {**self.parameters, "replacement": str(game.replacement), "dtype": str(self.model.dtype).split(".")[-1]}
+        return {**self.parameters, "replacement": str(game.replacement), **self.model.arithmetic}
 
     def _empty(self, game: Game) -> Attribution:
         targets = game.question.expected

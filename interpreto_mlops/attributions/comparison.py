@@ -19,6 +19,9 @@ from interpreto_mlops.errors import InputError
 ALPHA = 0.05
 """Differences whose corrected p-value is below it are called significant."""
 
+FEWEST = 6
+"""With fewer texts than these no paired test can give a p-value below `ALPHA`: 2 / 2 ** 5 is above it."""
+
 TABLE_COLUMNS = (
     "method",
     "metric",
@@ -211,32 +214,26 @@ def compare(
     """Compare methods that were scored on the same texts, in the same order.
 
     Arguments:
-        results: the metrics of each method.
+        results: the metrics of each method; one that cannot judge a method is left out there.
         costs: the evaluations and seconds of each method.
         level: of the intervals.
         seed: of bootstrap and tests.
 
     Raises:
-        InputError: the methods were not scored by the same metrics on the same number of texts.
+        InputError: the methods were not scored on the same number of texts.
     """
     by_name = {label: {result.name: result for result in given} for label, given in results.items()}
-    first = next(iter(by_name.values()), {})
+    metrics = dict.fromkeys(name for found in by_name.values() for name in found)
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
-    for metric in first:
-        column = {label: _of(metric, label, found) for label, found in by_name.items()}
+    for metric in metrics:
+        column = {label: found[metric] for label, found in by_name.items() if metric in found}
         tested = _pairs(metric, column, level, seed)
         pairs += tested
         rows += _rows(metric, column, tested, dict(costs or {}), level, seed)
     return Comparison(
         pd.DataFrame(rows, columns=list(TABLE_COLUMNS)), pd.DataFrame(pairs, columns=list(PAIR_COLUMNS)), by_name
     )
-
-
-def _of(metric: str, label: str, found: Mapping[str, MetricResult]) -> MetricResult:
-    if metric not in found:
-        raise InputError(f"the method {label!r} was not scored by {metric!r}, as the others were")
-    return found[metric]
 
 
 def _pairs(metric: str, column: Mapping[str, MetricResult], level: float, seed: int) -> list[dict[str, Any]]:

@@ -64,14 +64,18 @@ class Game:
         shape = (len(self.objective.targets), self.n_players)
         return np.broadcast_to(self._reaching[:, self.players], shape)
 
-    def request(self, present: Presence) -> ScoreRequest:
-        """Ask for the scores of coalitions, shape (rows, players). Tokens of no player always stay."""
-        tokens = present[:, self.of_token] | ~self.movable
+    def request(self, present: Presence, exact: int = 0) -> ScoreRequest:
+        """Ask for the scores of coalitions, shape (rows, players). Tokens of no player always stay.
+
+        The first `exact` rows run in the model's own dtype even under autocast.
+        """
+        always = np.ones((len(present), 1), dtype=bool)  # the last column, which NO_ELEMENT picks
+        tokens = np.concatenate([present, always], axis=1)[:, self.of_token]
         rows = self.replacement.rows(self.encoding, tokens)
         if self.replacement.id is not None:
-            return ScoreRequest(self.encoding, rows, self.question.readout)
+            return ScoreRequest(self.encoding, rows, self.question.readout, exact)
         # Where tokens are taken out, the places that are read move.
-        return ScoreRequest(self.encoding, rows, [self.question.readout.without(kept) for kept in tokens])
+        return ScoreRequest(self.encoding, rows, [self.question.readout.without(kept) for kept in tokens], exact)
 
     def settle(self, read: Floats, mode: InferenceMode) -> None:
         """Take what was read for the full text, and for the empty one if it was asked for, shape (1 or 2, width)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.questions import ClassQuestion, ContinuationQuestion, LabelQuestion, Question
 from interpreto_mlops.models.text_model import TextModel
-from interpreto_mlops.text.granularity import Elements, Granularity
+from interpreto_mlops.text.granularity import Elements, parse_grain
 
 
 def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[tuple[Attribution, Question, Elements]]:
@@ -30,10 +31,11 @@ def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[
         return
     items = list(explanations)
     for item, encoding in zip(items, model.encode(_raw(item) for item in items), strict=True):
-        elements = encoding.elements(Granularity.parse(item.parameters.get("granularity", "word")))
+        elements = encoding.elements(parse_grain(item.parameters.get("granularity", "word")))
         if not np.array_equal(elements.spans, item.spans):
             raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")
-        yield item, _classes(model, item, encoding), elements
+        # Of a part of a data set, texts keep the numbers that errors name them by.
+        yield item, _classes(model, item, replace(encoding, index=item.index)), elements
 
 
 def _raw(item: Attribution) -> Any:
@@ -46,9 +48,10 @@ def _raw(item: Attribution) -> Any:
 
 def _classes(model: TextModel, item: Attribution, encoding: Encoding) -> Question:
     for target in item.targets:
-        name = target.name.rsplit(": ", 1)[-1] if target.positions else target.name
-        if target.id >= len(model.labels) or model.labels[target.id] != name:
-            raise InputError(f"text {item.index} explains the class {name!r}, which {model.name!r} lacks")
+        label = model.labels[target.id] if target.id < len(model.labels) else None
+        # A token's label is named after the token.
+        if label is None or not (target.name == label or (target.positions and target.name.endswith(f": {label}"))):
+            raise InputError(f"text {item.index} explains the class {target.name!r}, which {model.name!r} lacks")
     classes = tuple(target.id for target in item.targets)
     contrast = tuple(label for target in item.targets for label in target.contrast)
     if model.task == "classification":

@@ -69,26 +69,40 @@ def jackknife_error(plan: Plan, gains: Floats, total: Floats, valid: Presence, *
     if n_pairs < 2:
         every = len(plan.present) == 2 ** plan.present.shape[1] - 2
         return np.full(valid.shape, 0.0 if every else np.nan)
-    weights = _left_out(plan, min(groups, n_pairs))
+    groups = min(groups, n_pairs)
     error = np.zeros(valid.shape)
     for targets, seen in by_view(valid):
         columns, right = _without_constraint(plan.present[:, seen], gains[:, targets], total[targets])
-        weighted = weights[:, :, None] * columns
-        inverse = np.linalg.pinv(weighted.transpose(0, 2, 1) @ columns, rcond=_CUTOFF, hermitian=True)
-        others = inverse @ (weighted.transpose(0, 2, 1) @ right)
+        both = _left_out(plan, groups, columns, np.concatenate([columns, right], axis=1))
+        others = _solve_normal(both[..., : len(seen)], both[..., len(seen) :])
         spread = _with_total(others.transpose(0, 2, 1), total[targets])
         square = ((spread - spread.mean(axis=0)) ** 2).sum(axis=0)
-        error[np.ix_(targets, seen)] = np.sqrt((len(weights) - 1) / len(weights) * square)
+        error[np.ix_(targets, seen)] = np.sqrt((groups - 1) / groups * square)
     return error
 
 
-def _left_out(plan: Plan, groups: int) -> Floats:
-    """Return the rows' weights without each group of sampled pairs, their sum kept, shape (groups, rows)."""
-    sampled = plan.pair >= 0
-    weights = np.where(sampled & (plan.pair % groups == np.arange(groups)[:, None]), 0.0, plan.weights)
-    kept = weights[:, sampled].sum(axis=1, keepdims=True)
-    weights[:, sampled] *= plan.weights[sampled].sum() / kept
-    return weights
+def _left_out(plan: Plan, groups: int, columns: Floats, right: Floats) -> Floats:
+    """Return columnsᵀ · weights · right without each group of sampled pairs, shape (groups, ...), the weight kept."""
+    group = np.where(plan.pair >= 0, plan.pair % groups, groups)
+    weighted = plan.weights[:, None] * columns
+    parts = np.stack([weighted[group == g].T @ right[group == g] for g in range(groups + 1)])
+    mass = np.bincount(group, plan.weights, minlength=groups + 1)[:groups]
+    more = mass.sum() / (mass.sum() - mass)
+    sampled, whole = parts[:groups], parts[groups]
+    left: Floats = whole + more[:, None, None] * (sampled.sum(axis=0) - sampled)
+    return left
+
+
+def _solve_normal(squares: Floats, right: Floats) -> Floats:
+    """Solve normal equations of columns that sum to 0 by row, shape (..., n, n) and (..., n, targets).
+
+    The direction that such columns leave open gets a weight, any other so little that it is 0 but for rounding: much
+    faster than a pseudo-inverse, and good enough for standard errors.
+    """
+    n = squares.shape[-1]
+    scale = np.trace(squares, axis1=-2, axis2=-1)[..., None, None] / n
+    scale = np.where(scale > 0, scale, 1.0)
+    return np.linalg.solve(squares + scale * (1 / n + _CUTOFF * np.eye(n)), right)
 
 
 def _without_constraint(present: Presence, gains: Floats, total: Floats) -> tuple[Floats, Floats]:

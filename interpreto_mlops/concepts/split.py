@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from interpreto_mlops.concepts.activations import ActivationSet, ActivationWriter, remove_with
 from interpreto_mlops.errors import DataError, InputError, ModelOutputError, OutOfMemoryError, UnknownNameError
+from interpreto_mlops.models.budgets import DEFAULT_TOKEN_BUDGET
 from interpreto_mlops.models.encoding import Encoding
-from interpreto_mlops.models.engine import DEFAULT_TOKEN_BUDGET
 from interpreto_mlops.models.packing import pack
 from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.text.datasets import TextDataset

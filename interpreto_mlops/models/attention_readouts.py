@@ -68,10 +68,12 @@ class RfemRows(ContributionRows):
     Arguments:
         excluded: which columns take no part, shape (tokens,).
         k: how many standard deviations above the mean an entry must be.
+        causal: whether a row is filtered by what stands up to its position only, as if the text ended there.
     """
 
     excluded: tuple[bool, ...]
     k: float
+    causal: bool
 
     @classmethod
     def read(cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[Any]) -> torch.Tensor:
@@ -79,11 +81,15 @@ class RfemRows(ContributionRows):
         heads = _Product()
         with observed_attention(model.model, lambda seen: heads.append(rollout_layer(seen.weights, 0.5))):
             _run(model, batch)
-        rows = []
-        for i, each in enumerate(readouts):
-            filtered = filter_heads(heads.value[i, :, : each.tokens, : each.tokens], each.excluded, each.k)
-            rows.append(filtered[list(each.positions)])
-        return _flat(rows)
+        return _flat([each.filtered(maps) for each, maps in zip(readouts, heads.value, strict=True)])
+
+    def filtered(self, heads: torch.Tensor) -> torch.Tensor:
+        """Return the rows, shape (positions, tokens), from one matrix a head, shape (heads, at least tokens, same)."""
+        rows = heads.new_zeros(len(self.positions), self.tokens, dtype=torch.float64)
+        for row, position in zip(rows, self.positions, strict=True):
+            end = position + 1 if self.causal else self.tokens
+            row[:end] = filter_heads(heads[:, :end, :end], position, self.excluded[:end], self.k)
+        return rows
 
 
 @dataclass(frozen=True)
@@ -113,25 +119,26 @@ def rollout_layer(attention: torch.Tensor, alpha: torch.Tensor | float) -> torch
     return (1 - alpha) * attention + alpha * identity
 
 
-def filter_heads(heads: torch.Tensor, excluded: Sequence[bool], k: float) -> torch.Tensor:
-    """Sum, over heads, what stands out in each head's map, weighted by the head's maximum.
+def filter_heads(heads: torch.Tensor, row: int, excluded: Sequence[bool], k: float) -> torch.Tensor:
+    """Sum, over heads, what stands out in one row of each head's map, weighted by the head's maximum.
 
     Arguments:
         heads: one matrix a head, shape (heads, tokens, tokens).
+        row: of the matrices.
         excluded: columns that take no part and get 0, shape (tokens,).
         k: an entry stays when it is at least mean + k · standard deviation of its head's columns that take part.
 
     Returns:
-        Shape (tokens, tokens).
+        Shape (tokens,).
     """
-    result = heads.new_zeros(heads.shape[1:], dtype=torch.float64)
+    result = heads.new_zeros(len(excluded), dtype=torch.float64)
     columns = [j for j, out in enumerate(excluded) if not out]
     if not columns:
         return result
     maps = heads[:, :, columns].double()
-    mean, deviation = maps.mean((1, 2), keepdim=True), maps.std((1, 2), keepdim=True, correction=0)
-    weights = maps.amax((1, 2), keepdim=True)
-    result[:, columns] = (weights * (maps >= mean + k * deviation)).sum(0)
+    mean, deviation = maps.mean((1, 2)), maps.std((1, 2), correction=0)
+    kept = maps[:, row] >= (mean + k * deviation)[:, None]
+    result[columns] = (maps.amax((1, 2))[:, None] * kept).sum(0)
     return result
 
 

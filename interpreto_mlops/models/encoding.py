@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from interpreto_mlops.text.granularity import Elements, Granularity, Spans, elements_of
+from interpreto_mlops.text.granularity import Elements, Grain, Spans, elements_of
 
 Ids = npt.NDArray[np.int64]
 
@@ -45,7 +45,7 @@ class Encoding:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def elements(self, granularity: Granularity) -> Elements:
+    def elements(self, granularity: Grain) -> Elements:
         """Return the scored pieces of this text at that granularity, those of a continuation's last token included."""
         return elements_of(self.text, granularity, self.offsets, self.special, self.tokens, self.boundary)
 

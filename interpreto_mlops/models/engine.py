@@ -7,23 +7,30 @@ keeps gradients' sums instead of gradients, and counts what it did.
 from __future__ import annotations
 
 import hashlib
-import time
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 import torch
 
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
+from interpreto_mlops.models.budgets import BudgetTuner, default_budget, known_budget, remember_budget
+from interpreto_mlops.models.coalition_table import CoalitionTable
+from interpreto_mlops.models.counters import EngineCounters as EngineCounters
 from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.gradient_sums import GradientSums, PointScores, padded
+from interpreto_mlops.models.prefixes import PrefixGroup, PrefixReuse
+from interpreto_mlops.models.probes import bears_padding
+from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
 from interpreto_mlops.models.relevance import relevance_rules
 from interpreto_mlops.models.requests import (
+    ClassLogits,
     EmbeddingRequest,
-    Floats,
+    GradientRequest,
     Program,
     Readout,
     Request,
@@ -34,48 +41,14 @@ from interpreto_mlops.models.text_model import TextModel
 
 R = TypeVar("R")
 
-DEFAULT_TOKEN_BUDGET = 1024
-"""Tokens a batch on a CPU: more made every model that was tried slower (benchmarks/attributions.py)."""
-
-ACCELERATOR_TOKEN_BUDGET = 16384
-"""Tokens a batch elsewhere; halved where they do not fit."""
-
 _WINDOW = 32  # batches' worth of rows that wait together, so that rows of like length meet
 _CALL_SHARE = 25  # a call costs as much as this part of a full batch, however few rows it has: measured on a CPU
 # What torch says of it on a GPU, and on a CPU under Linux and elsewhere.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
 _OPEN = 1024  # programs under way at once; those whose rows all stand in the table add no waiting tokens
-_TABLE_ROWS = 2**18
-
-
-@dataclass
-class EngineCounters:
-    """What the engine did: these are the `cost/…` metrics of a run.
-
-    `evaluations_asked` counts rows that methods asked for, `evaluations_run` those that the model saw; `tokens` and
-    `padding` count positions in the batches; `seconds` is the time inside the model.
-    """
-
-    evaluations_asked: int = 0
-    evaluations_run: int = 0
-    batches: int = 0
-    tokens: int = 0
-    padding: int = 0
-    seconds: float = 0.0
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the counters by name, with `tokens_per_second`."""
-        rate = self.tokens / self.seconds if self.seconds else 0.0
-        return {**{key: float(value) for key, value in asdict(self).items()}, "tokens_per_second": rate}
-
-    def since(self, before: EngineCounters) -> EngineCounters:
-        """Return what was counted after `before` was copied."""
-        now, then = asdict(self), asdict(before)
-        return EngineCounters(**{key: now[key] - then[key] for key in now})
-
-    def copy(self) -> EngineCounters:
-        """Return the counters as they stand."""
-        return EngineCounters(**asdict(self))
+_NUMBERS = {"cpu": 2**25}  # that a batch may make beside its tokens, such as logits of a large vocabulary
+_ACCELERATOR_NUMBERS = 2**28
+_BACKWARD = 3  # logits, their gradients, and what a softmax keeps
 
 
 @dataclass(eq=False)
@@ -111,6 +84,8 @@ class _Row:
     waiters: list[tuple[_Task, int]] = field(default_factory=list)
     point: int = -1
     rules: str | None = None
+    numbers: int = 0
+    exact: bool = False
 
     @property
     def stage(self) -> int:
@@ -118,8 +93,8 @@ class _Row:
         return 0 if self.key is not None else 1 + isinstance(self.waiters[0][0].output, GradientSums)
 
     @property
-    def kind(self) -> tuple[int, type[Readout], str | None]:
-        return self.stage, type(self.readout), self.rules
+    def kind(self) -> tuple[int, type[Readout], str | None, bool]:
+        return self.stage, type(self.readout), self.rules, self.exact
 
 
 class Engine:
@@ -128,32 +103,74 @@ class Engine:
     Arguments:
         model: the model.
         token_budget: the most tokens, padding included, in one batch (a single longer row still runs); None for 1024
-            on a CPU and 16384 elsewhere.
+            on a CPU and 16384 elsewhere; `auto` for what is fastest: measured on the first job that is large enough,
+            and kept for this model's shape on this device in the user's cache folder, unless the environment variable
+            INTERPRETO_MLOPS_CACHE is 0. Scores do not depend on it but for rounding.
+        prefix_reuse: whether a decoder computes the beginning that rows have in common with their text once: `auto` for
+            where it pays, True for wherever it can be done, False for never.
 
     Raises:
-        InputError: the budget is not positive.
+        InputError: the budget is not positive, or an argument is something else.
     """
 
-    def __init__(self, model: TextModel, token_budget: int | None = None) -> None:
-        if token_budget is None:
-            token_budget = DEFAULT_TOKEN_BUDGET if model.device.type == "cpu" else ACCELERATOR_TOKEN_BUDGET
-        if token_budget < 1:
-            raise InputError(f"the token budget must be at least 1, not {token_budget!r}")
+    def __init__(
+        self, model: TextModel, token_budget: int | str | None = None, prefix_reuse: bool | str = "auto"
+    ) -> None:
         self.model = model
-        self.token_budget = token_budget
+        self.token_budget, self._tuner = _budget(model, token_budget)
+        self.prefixes = PrefixReuse(model, prefix_reuse)
         self.counters = EngineCounters()
-        self._shared: OrderedDict[bytes, Floats] | None = None
+        self._shared: CoalitionTable | None = None
+
+    def tune(self, tokens: int = 64) -> int:
+        """Find the fastest token budget on made-up rows, and keep it for this model's shape on this device.
+
+        Arguments:
+            tokens: the length of the rows: about that of the texts to come.
+
+        Returns:
+            The budget, which the engine uses from now on.
+
+        Raises:
+            InputError: the length is not positive.
+        """
+        if tokens < 1:
+            raise InputError(f"tokens must be at least 1, not {tokens!r}")
+        tuner = self._tuner = BudgetTuner(self.model.device)
+        counters, self.counters = self.counters, EngineCounters()
+        length = min(tokens, self.model.max_length or tokens)
+        count = 2 * tuner.needed // length
+        try:
+            while self._tuner is not None:
+                next(self.run([_made_up(self.model, count, length)]))
+        finally:
+            self.counters, self._tuner = counters, None
+        return self.token_budget
+
+    def _tried(self, budget: int, tokens: int, seconds: float) -> None:
+        """Take the time of a batch that tried a budget out; settle on the best when all have been tried."""
+        assert self._tuner is not None
+        self._tuner.record(budget, tokens, seconds)
+        if self._tuner.trial is None:
+            self.token_budget, self._tuner = self._tuner.best, None
+            remember_budget(self.model, self.token_budget)
+
+    def _refused(self, smaller: int) -> None:
+        """Go on with a smaller budget, for there is no memory for this one."""
+        if self._tuner is not None:
+            self._tuner.refuse(self.token_budget)
+        self.token_budget = smaller
 
     @contextmanager
     def shared_table(self) -> Iterator[None]:
         """Remember the scores of rows from one call to the next while the context is open.
 
         Methods and metrics of the same texts then pay once for what they have in common. The model must not change
-        meanwhile. The table holds 262,144 rows; those used longest ago go first, so that a job of more than some 500
-        texts at default settings shares little between its methods.
+        meanwhile. The table is bounded (256 MB); the rows used longest ago go first, so that a job of very many texts
+        shares little between its methods.
         """
         outer = self._shared
-        self._shared = OrderedDict() if outer is None else outer
+        self._shared = CoalitionTable(keeps=True) if outer is None else outer
         try:
             yield
         finally:
@@ -166,7 +183,7 @@ class Engine:
             ModelOutputError: the model returns NaN or infinity for a text.
             OutOfMemoryError: a single row does not fit in memory.
         """
-        work = _Work(self, OrderedDict() if self._shared is None else self._shared)
+        work = _Work(self, CoalitionTable() if self._shared is None else self._shared)
         queue: deque[_Slot[R]] = deque()
         source = iter(programs)
         exhausted = False
@@ -181,7 +198,9 @@ class Engine:
                     work.advance(queue[-1], None)
                 while queue and queue[0].done:
                     yield queue.popleft().value  # type: ignore[misc]
-                if work.rows:
+                if work.groups:
+                    work.step_group()
+                elif work.rows:
                     work.step()
                 elif exhausted and not queue:
                     return
@@ -193,11 +212,13 @@ class Engine:
 class _Work:
     """The rows of one `run` that wait, and the table of those that are known."""
 
-    def __init__(self, engine: Engine, table: OrderedDict[bytes, Floats]) -> None:
+    def __init__(self, engine: Engine, table: CoalitionTable) -> None:
         self.engine = engine
         self.model = engine.model
         self.table = table
+        self.most_numbers = _NUMBERS.get(engine.model.device.type, _ACCELERATOR_NUMBERS)
         self.rows: list[_Row] = []
+        self.groups: deque[PrefixGroup] = deque()
         self.pending: dict[bytes, _Row] = {}
         self.tokens = 0
         self.sorted = True
@@ -208,7 +229,8 @@ class _Work:
             try:
                 requests = next(slot.program) if results is None else slot.program.send(results)
             except StopIteration as stop:
-                slot.done, slot.value = True, stop.value
+                slot.done, slot.value, slot.tasks = True, stop.value, []
+                self.table.drop(slot)
                 return
             slot.tasks = [self._open(request, slot) for request in requests]
             slot.waiting = sum(task.missing > 0 for task in slot.tasks)
@@ -224,40 +246,85 @@ class _Work:
             task = _Task(request, slot, missing=request.n_points, output=PointScores(self.model, request))
         else:
             task = _Task(request, slot, missing=len(request.weights), output=GradientSums(self.model, request))
+        rules = None if isinstance(request, EmbeddingRequest) else request.rules
         self.engine.counters.evaluations_asked += task.missing
+        width = self.model.embedding.weight.shape[1]
         for point in range(task.missing):
             ids = request.anchors[0]
             row = _Row(len(ids), request.encoding, request.readout, ids, None, [(task, point)], point, rules)
+            row.numbers = request.readout.numbers(self.model)
+            if isinstance(request, GradientRequest):
+                row.numbers = _BACKWARD * row.numbers + request.readout.gradients * len(ids) * width
             self._wait(row)
         return task
 
     def _open_scores(self, request: ScoreRequest, slot: _Slot[Any]) -> _Task:
         task = _Task(request, slot, missing=len(request.rows), output=[None] * len(request.rows))
         self.engine.counters.evaluations_asked += len(request.rows)
-        for place, ids in enumerate(request.rows):
-            readout = request.readout_of(place)
-            key = self._key(request.encoding, ids, readout)
-            if (known := self.table.get(key)) is not None:
-                self.table.move_to_end(key)
+        readouts, exact = self._readouts(request), self._exact(request)
+        fresh: list[_Row] = []
+        for place, (ids, key) in enumerate(zip(request.rows, self._keys(request, readouts), strict=True)):
+            if (known := self.table.get(key, slot)) is not None:
                 task.output[place] = known
                 task.missing -= 1
             elif (row := self.pending.get(key)) is not None:
                 row.waiters.append((task, place))
             else:
-                row = _Row(len(ids), request.encoding, readout, ids, key, [(task, place)])
+                readout = readouts[place]
+                row = _Row(len(ids), request.encoding, readout, ids, key, [(task, place)], exact=place < exact)
+                row.numbers = readout.numbers(self.model)
                 self.pending[key] = row
-                self._wait(row)
+                fresh.append(row)
+        self._admit(request, readouts, fresh)
         return task
 
-    def _key(self, encoding: Encoding, ids: Ids, readout: Readout) -> bytes:
-        """Name a row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
-        digest = hashlib.blake2b(f"{readout!r}:{len(ids)}:".encode(), digest_size=16)
-        digest.update(ids.tobytes())
-        if encoding.token_type_ids is not None:
-            digest.update(encoding.token_type_ids[: len(ids)].tobytes())
-        if self.model.ids_to_show(encoding.ids, ids) is not ids:
-            digest.update(encoding.ids.tobytes())
-        return digest.digest()
+    def _readouts(self, request: ScoreRequest) -> Sequence[Readout]:
+        """Return what to read for each row: where rows are shared, all that anybody may want of it."""
+        shared = self.engine._shared is not None
+        if isinstance(request.readout, Readout):
+            return [request.readout.whole if shared else request.readout] * len(request.rows)
+        return [readout.whole if shared else readout for readout in request.readout]
+
+    def _exact(self, request: ScoreRequest) -> int:
+        """Return how many rows at the start are to be computed in the model's own precision."""
+        return 0 if self.model.autocast is None else request.exact
+
+    def _admit(self, request: ScoreRequest, readouts: Sequence[Readout], rows: list[_Row]) -> None:
+        """Let rows wait: those of one text that begin alike together, where that saves something."""
+        alike = [row for row in rows if not row.exact and self._shown(row) is row.ids]
+        group = None
+        if alike:
+            group = self.engine.prefixes.group(request, readouts[0], alike, self.engine.token_budget)
+        if group is not None:
+            self.groups.append(group)
+            self.tokens += group.tokens
+        taken = set() if group is None else set(map(id, alike))
+        for row in rows:
+            if id(row) not in taken:
+                self._wait(row)
+
+    def _shown(self, row: _Row) -> Ids:
+        return self.model.ids_to_show(row.encoding.ids, row.ids)
+
+    def _keys(self, request: ScoreRequest, readouts: Sequence[Readout]) -> Iterator[bytes]:
+        """Name each row by everything that the model computes on: ids, segments, and the ids it is shown instead."""
+        encoding, exact = request.encoding, self._exact(request)
+        starts: dict[tuple[int, bool, int], Any] = {}
+        hidden = self.model.rows_not_shown(encoding.ids, request.rows)
+        for place, (ids, readout, is_hidden) in enumerate(zip(request.rows, readouts, hidden, strict=True)):
+            # What the rows of a request have in common is written once.
+            common = id(readout), place < exact, len(ids)
+            start = starts.get(common)
+            if start is None:
+                start = hashlib.blake2b(f"{readout!r}:{place < exact}:{len(ids)}:".encode(), digest_size=16)
+                if encoding.token_type_ids is not None:
+                    start.update(encoding.token_type_ids[: len(ids)].tobytes())
+                starts[common] = start
+            digest = start.copy()
+            digest.update(ids.tobytes())
+            if is_hidden:
+                digest.update(encoding.ids.tobytes())
+            yield digest.digest()
 
     def _wait(self, row: _Row) -> None:
         self.rows.append(row)
@@ -266,20 +333,54 @@ class _Work:
 
     def step(self) -> None:
         """Run one batch and hand its results on."""
+        trial = self._trial()
         batch = self._next_batch()
+        start = perf_counter()
         try:
-            with self._timed(batch):
+            with self.engine.counters.timed([row.length for row in batch]):
                 self._run_batch(batch)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            self._shrink(batch, error)
+            self._shrink(error, batch[0], len(batch), batch[0].length)
+            for row in batch:
+                self._wait(row)
             return
+        if trial is not None:
+            self.engine._tried(trial, sum(row.length for row in batch), perf_counter() - start)
         self._deliver(batch)
+
+    def _trial(self) -> int | None:
+        """Return the token budget that the next batch tries out, when there is something to find out."""
+        tuner = self.engine._tuner
+        if tuner is None or self.tokens < tuner.needed or max(self.rows, key=_order).key is None:
+            return None
+        if (trial := tuner.trial) is not None:
+            self.engine.token_budget = trial
+        return trial
+
+    def step_group(self) -> None:
+        """Run one batch of the rows of one text that begin alike, and hand its results on."""
+        group = self.groups[0]
+        batch = group.next_batch(self.engine.token_budget)
+        try:
+            with (
+                self.engine.counters.timed(batch.lengths),
+                self.model.evaluating(),
+                torch.inference_mode(),
+            ):
+                rows = cast("list[_Row]", batch.rows)
+                self._remember(rows, group.read(self.model, batch))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            self._shrink(error, cast(_Row, group.rows[0]), len(batch.lengths), max(batch.lengths))
+            return
+        group.remove(batch)
+        if not group.rows:
+            self.groups.popleft()
+        self.tokens -= sum(row.length for row in rows)
+        self._deliver(rows)
 
     def _next_batch(self) -> list[_Row]:
         if not self.sorted:
-            self.rows.sort(key=lambda row: (row.stage, row.length))
+            self.rows.sort(key=_order)
             self.sorted = True
         batch = self.rows[-self._batch_size() :][::-1]
         del self.rows[-len(batch) :]
@@ -290,10 +391,13 @@ class _Work:
         """Return how many of the longest rows make the batch of the best rate, within the budget."""
         kind, longest = self.rows[-1].kind, self.rows[-1].length
         call = self.engine.token_budget / _CALL_SHARE
-        tokens, best, size = 0, 0.0, 1
+        tokens, numbers, best, size = 0, 0, 0.0, 1
         for count in range(1, min(len(self.rows), self.engine.token_budget // longest) + 1):
             row = self.rows[-count]
-            if row.kind != kind:
+            numbers += row.numbers
+            if row.kind != kind or (numbers > self.most_numbers and count > 1):
+                break
+            if row.length != longest and not self._may_pad(self.rows[-1], row):
                 break
             tokens += row.length
             rate = tokens / (count * longest + call)
@@ -301,16 +405,13 @@ class _Work:
                 best, size = rate, count
         return size
 
-    @contextmanager
-    def _timed(self, batch: list[_Row]) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        counters, tokens = self.engine.counters, sum(row.length for row in batch)
-        counters.seconds += time.perf_counter() - start
-        counters.batches += 1
-        counters.evaluations_run += len(batch)
-        counters.tokens += tokens
-        counters.padding += len(batch) * max(row.length for row in batch) - tokens
+    def _may_pad(self, first: _Row, other: _Row) -> bool:
+        try:
+            return bears_padding(self.model, [(row.encoding, row.ids, row.readout) for row in (other, first)])
+        except RuntimeError as error:
+            if _is_out_of_memory(error):
+                return True  # the batch itself will say so
+            raise
 
     def _run_batch(self, batch: list[_Row]) -> None:
         with self.model.evaluating():
@@ -319,26 +420,29 @@ class _Work:
     def _run_scores(self, batch: list[_Row]) -> None:
         encodings, readouts = [row.encoding for row in batch], [row.readout for row in batch]
         kind = type(readouts[0])
-        seen = [self.model.ids_to_show(row.encoding.ids, row.ids) for row in batch]
-        with torch.inference_mode():
+        seen = [self._shown(row) for row in batch]
+        with torch.inference_mode(), self.model.execution.exactly(batch[0].exact):
             inputs = kind.inputs(self.model, encodings, seen, readouts)
             if all(shown is row.ids for shown, row in zip(seen, batch, strict=True)):
                 read = kind.read(self.model, inputs, readouts)
             else:
                 with kind.embeddings_replaced(self.model, self._embedded(batch), readouts):
                     read = kind.read(self.model, inputs, readouts)
+        self._remember(batch, read)
+
+    def _remember(self, batch: Sequence[_Row], read: torch.Tensor) -> None:
+        """Put what was read into the table and into the results, shape (rows, width)."""
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
             assert row.key is not None
-            # A copy: the rest of the batch, padding included, is not kept with it.
+            # A copy, or the whole batch would stay as long as one of its rows.
             value = value[: row.readout.width].copy()
-            self.table[row.key] = value
+            slots = {task.slot for task, _ in row.waiters}
+            self.table.put(row.key, value, slots.pop() if len(slots) == 1 else None)
             del self.pending[row.key]
             for task, place in row.waiters:
                 task.output[place] = value
-        while len(self.table) > _TABLE_ROWS:
-            self.table.popitem(last=False)
 
     def _embedded(self, batch: list[_Row]) -> torch.Tensor:
         """Return the embeddings of the rows' own ids, shape (rows, tokens, width)."""
@@ -360,7 +464,7 @@ class _Work:
         values = read.cpu().numpy().astype(np.float64)
         _check_finite(values, batch)
         for row, value in zip(batch, values, strict=True):
-            row.waiters[0][0].output.read[row.point] = value[: row.readout.width]
+            row.waiters[0][0].output.read[row.point] = value[: row.readout.width].copy()
 
     def _run_gradients(self, batch: list[_Row]) -> None:
         batch, groups = _by_request(batch)
@@ -398,7 +502,7 @@ class _Work:
             sums.add(points, own, block.detach())
             start += len(points)
 
-    def _deliver(self, batch: list[_Row]) -> None:
+    def _deliver(self, batch: Sequence[_Row]) -> None:
         for row in batch:
             for task, _ in row.waiters:
                 task.missing -= 1
@@ -411,21 +515,30 @@ class _Work:
         if slot.waiting == 0:
             self.advance(slot, [_result(task) for task in slot.tasks])
 
-    def _shrink(self, batch: list[_Row], error: BaseException) -> None:
-        if len(batch) == 1:
-            row = batch[0]
+    def _shrink(self, error: BaseException, row: _Row, count: int, longest: int) -> None:
+        """Halve the token budget when memory has run out for `count` rows, of which `row` is one.
+
+        Raises:
+            OutOfMemoryError: it was a single row.
+        """
+        if not _is_out_of_memory(error):
+            raise error
+        if count == 1:
             raise OutOfMemoryError(
                 f"text {row.encoding.index} with {row.length} tokens does not fit in memory"
             ) from error
-        self.engine.token_budget = max(batch[0].length, len(batch) * batch[0].length // 2)
-        for row in batch:
-            self._wait(row)
+        self.engine._refused(max(longest, min(self.engine.token_budget, count * longest) // 2))
+
+
+def _order(row: _Row) -> tuple[Any, ...]:
+    return row.stage, row.exact, row.length
 
 
 def _result(task: _Task) -> Result:
     if isinstance(task.output, PointScores):
         return task.output.result()
-    return np.stack(task.output)
+    request = cast(ScoreRequest, task.request)
+    return request.readout_of(0).taken(np.stack(task.output))
 
 
 def _by_request(batch: list[_Row]) -> tuple[list[_Row], dict[Any, list[int]]]:
@@ -437,7 +550,35 @@ def _by_request(batch: list[_Row]) -> tuple[list[_Row], dict[Any, list[int]]]:
     return ordered, {output: [row.point for row in group] for output, group in rows.items()}
 
 
-def _check_finite(values: Any, rows: list[_Row]) -> None:
+def _budget(model: TextModel, wanted: int | str | None) -> tuple[int, BudgetTuner | None]:
+    """Return the token budget to start with, and what finds a better one, if that is asked for."""
+    usual = default_budget(model.device)
+    if wanted is None:
+        return usual, None
+    if wanted == "auto":
+        known = known_budget(model)
+        return (usual, BudgetTuner(model.device)) if known is None else (known, None)
+    if isinstance(wanted, str):
+        raise InputError(f"token_budget must be 'auto', None or a whole number, not {wanted!r}")
+    if wanted < 1:
+        raise InputError(f"the token budget must be at least 1, not {wanted!r}")
+    return wanted, None
+
+
+def _made_up(model: TextModel, count: int, length: int) -> Program[None]:
+    """Ask for made-up rows, all different, as a text of one target would."""
+    ids = np.random.default_rng(0).integers(0, model.embedding.weight.shape[0], size=(count, length))
+    text = Encoding("", 0, ids[0], np.zeros(length, dtype=bool), (), None)
+    readout: Readout = ClassLogits()
+    if model.task == "token_classification":
+        readout = LabelLogits((0,), len(model.labels))
+    elif model.task == "generation":
+        kind = SourceTokenScores if model.model.config.is_encoder_decoder else TokenScores
+        readout = kind((length - 1,), (0,), length - 1)
+    yield [ScoreRequest(text, ids, readout)]
+
+
+def _check_finite(values: Any, rows: Sequence[_Row]) -> None:
     finite = np.isfinite(values).all(axis=1)
     if finite.all():
         return

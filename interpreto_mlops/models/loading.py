@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import torch
 import transformers
 from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
-from interpreto_mlops.errors import InterpretoError, ModelLoadError
+from interpreto_mlops.errors import InterpretoError, ModelLoadError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 
 _HUB_SECONDS = 5.0
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+_OPTIONS = ("autocast", "compile", "token_budget", "prefix_reuse")
 
 # In the order of preference: the head that a checkpoint was saved with decides.
 _HEADS = (
@@ -29,7 +33,13 @@ _HEADS = (
 
 
 def load_model(
-    source: str | Path, *, name: str | None = None, uri: str | None = None, model_id: str | None = None
+    source: str | Path,
+    *,
+    name: str | None = None,
+    uri: str | None = None,
+    model_id: str | None = None,
+    dtype: str | None = None,
+    **options: Any,
 ) -> TextModel:
     """Load a model and its tokenizer from a folder or from the HuggingFace hub.
 
@@ -40,10 +50,15 @@ def load_model(
         name: how runs call the model; by default the last part of `source`.
         uri: the pinned place to load it from again; by default the source (a hub id with its commit).
         model_id: MLflow's id of the logged model.
+        dtype: `float32`, `bfloat16`, `float16` or `float64` for weights in another dtype than the checkpoint's.
+        options: how the model is run: `autocast`, `compile`, `token_budget`, `prefix_reuse`; see `TextModel`.
 
     Raises:
+        InputError: no such dtype or option.
         ModelLoadError: nothing there, no tokenizer, or a checkpoint that cannot be read.
     """
+    weights = _dtype(dtype)
+    check_options(options)
     text = str(source)
     folder = Path(source).is_dir()
     if not folder and (text.startswith((".", "/", "~")) or text.count("/") > 1):
@@ -54,7 +69,7 @@ def load_model(
         config = AutoConfig.from_pretrained(text, local_files_only=local, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local, trust_remote_code=False)
         network = _auto_class(config.architectures).from_pretrained(
-            text, config=config, local_files_only=local, trust_remote_code=False, use_safetensors=True
+            text, config=config, local_files_only=local, trust_remote_code=False, use_safetensors=True, **weights
         )
     except InterpretoError:
         raise
@@ -63,7 +78,25 @@ def load_model(
     network.eval()
     pinned = uri or _pinned(text, folder, network)
     name = name or (Path(text).resolve().name if folder else None)
-    return TextModel(network, tokenizer, name=name, uri=pinned, model_id=model_id)
+    return TextModel(network, tokenizer, name=name, uri=pinned, model_id=model_id, **options)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of running a model before anything is loaded.
+
+    Raises:
+        InputError: an unknown option.
+    """
+    if unknown := sorted(set(options) - set(_OPTIONS)):
+        raise UnknownNameError("option", unknown[0], _OPTIONS)
+
+
+def _dtype(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in _DTYPES:
+        raise UnknownNameError("dtype", name, _DTYPES)
+    return {"dtype": getattr(torch, name)}
 
 
 def _hub_answers() -> bool:

@@ -135,12 +135,23 @@ class TokenObjective(Objective):
 
     The tokens of all targets come first, in order, then those of all contrasts. A target of several tokens has the sum
     of their logits or log-probabilities, or the product of their probabilities.
+
+    Arguments:
+        logits_only: whether the log-sum-exps were left out, which logits do not need.
+
+    Raises:
+        InputError: a mode other than logits, of logits only.
     """
 
+    logits_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.logits_only and self.mode is not InferenceMode.LOGITS:
+            raise InputError(f"inference_mode {self.mode.value!r} needs more than the logits that were read")
+
     def __call__(self, read: torch.Tensor) -> torch.Tensor:
-        """Map what was read, shape (rows, 2 · tokens), to scores, shape (rows, targets)."""
-        pairs = read.unflatten(1, (-1, 2))
-        values = pairs[..., 0] if self.mode is InferenceMode.LOGITS else pairs[..., 0] - pairs[..., 1]
+        """Map what was read, shape (rows, 2 · tokens) or (rows, tokens), to scores, shape (rows, targets)."""
+        values = self._values(read)
         own = [len(target.ids) for target in self.targets]
         out = self._totals(values[:, : sum(own)], own)
         if not any(target.contrast for target in self.targets):
@@ -148,6 +159,12 @@ class TokenObjective(Objective):
         against = [len(target.contrast) for target in self.targets]
         totals = self._totals(values[:, sum(own) : sum(own) + sum(against)], against)
         return _less_contrast(out, self.targets, lambda k: totals[:, k])
+
+    def _values(self, read: torch.Tensor) -> torch.Tensor:
+        if self.logits_only:
+            return read
+        pairs: torch.Tensor = read.unflatten(1, (-1, 2))
+        return pairs[..., 0] if self.mode is InferenceMode.LOGITS else pairs[..., 0] - pairs[..., 1]
 
     def _totals(self, values: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """Sum the values of each target's tokens, shape (rows, targets)."""

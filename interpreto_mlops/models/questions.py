@@ -22,7 +22,8 @@ from interpreto_mlops.models.objectives import (
     TokenObjective,
     is_multi_label,
 )
-from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenScores
+from interpreto_mlops.models.probes import check_left_to_right
+from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenLogits, TokenScores
 from interpreto_mlops.models.requests import ClassLogits, Floats, Readout
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Elements
@@ -46,6 +47,10 @@ class Question(ABC):
     @abstractmethod
     def settle(self, full: Floats, mode: InferenceMode) -> Objective:
         """Return the objective, now that what was read for the whole text is known, shape (width,)."""
+
+    def narrow(self, mode: InferenceMode) -> None:
+        """Read no more from the model than scores in this mode need."""
+        return
 
     def visible(self, elements: Elements) -> Visible:
         """Return which elements get a score for each target, shape (targets, elements), or (1, …) for all."""
@@ -77,7 +82,8 @@ class ClassQuestion(Question):
         contrast: tuple[int, ...] = (),
     ) -> None:
         super().__init__(model, encoding, ClassLogits())
-        self.classes, self.contrast = classes, contrast
+        self.classes = classes
+        self.contrast = _one_a_target(contrast, 1 if classes is None else len(classes), encoding.index)
 
     def settle(self, full: Floats, mode: InferenceMode) -> ClassObjective:
         """Return the objective; without classes it is that of the largest logit."""
@@ -91,14 +97,9 @@ class ClassQuestion(Question):
 
     def _targets(self, classes: tuple[int, ...]) -> tuple[Target, ...]:
         labels = self.model.labels
-        against = self.contrast * len(classes) if len(self.contrast) == 1 else self.contrast
-        if not against:
+        if not self.contrast:
             return tuple(Target(each, labels[each]) for each in classes)
-        if len(against) != len(classes):
-            raise InputError(
-                f"text {self.encoding.index} has {len(classes)} targets and {len(against)} contrasts; give one for each"
-            )
-        pairs = zip(classes, against, strict=True)
+        pairs = zip(classes, self.contrast, strict=False)
         return tuple(
             Target(each, labels[each], contrast=(other,), contrast_name=labels[other]) for each, other in pairs
         )
@@ -127,7 +128,8 @@ class LabelQuestion(Question):
     ) -> None:
         positions = tuple(sorted({position for at, _ in places for position in at}))
         super().__init__(model, encoding, LabelLogits(positions, len(model.labels)))
-        self.places, self.labels, self.contrast = list(places), labels, contrast
+        self.places, self.labels = list(places), labels
+        self.contrast = _one_a_target(contrast, len(self.places), encoding.index)
 
     def settle(self, full: Floats, mode: InferenceMode) -> LabelObjective:
         """Return the objective; without labels it is that of the largest logit of each element."""
@@ -143,11 +145,7 @@ class LabelQuestion(Question):
 
     def _targets(self, labels: tuple[int, ...]) -> tuple[Target, ...]:
         names = self.model.labels
-        against = self.contrast * len(labels) if len(self.contrast) == 1 else self.contrast
-        if against and len(against) != len(labels):
-            raise InputError(
-                f"text {self.encoding.index} has {len(labels)} targets and {len(against)} contrasts; give one for each"
-            )
+        against = self.contrast
         return tuple(
             Target(
                 label,
@@ -160,14 +158,25 @@ class LabelQuestion(Question):
         )
 
 
+def _one_a_target(contrast: tuple[int, ...], n_targets: int, index: int) -> tuple[int, ...]:
+    """Return as many contrasts as there are targets, from as many, one or none."""
+    if len(contrast) not in (0, 1, n_targets):
+        raise InputError(f"text {index} has {n_targets} targets and {len(contrast)} contrasts; give one for each")
+    return contrast * n_targets if len(contrast) == 1 else contrast
+
+
 class ContinuationQuestion(Question):
     """Generated tokens, or words and sentences of them, each scored given all before it.
 
     Arguments:
         targets: their `positions` are places in `encoding.ids`, each the one before the token's own.
+
+    Raises:
+        InputError: the model does not read from left to right.
     """
 
     def __init__(self, model: TextModel, encoding: Encoding, targets: tuple[Target, ...]) -> None:
+        check_left_to_right(model)
         contrasted = [target for target in targets if target.contrast]
         positions = [p for target in targets for p in target.positions]
         positions += [p for target in contrasted for p in target.positions]
@@ -178,7 +187,12 @@ class ContinuationQuestion(Question):
 
     def settle(self, full: Floats, mode: InferenceMode) -> TokenObjective:
         """Return the objective."""
-        return TokenObjective(targets=self.targets, mode=mode)
+        return TokenObjective(targets=self.targets, mode=mode, logits_only=isinstance(self.readout, TokenLogits))
+
+    def narrow(self, mode: InferenceMode) -> None:
+        """For logits no vocabulary-wide product is needed, where the decoder's head allows that."""
+        if mode is InferenceMode.LOGITS and type(self.readout) is TokenScores:
+            self.readout = TokenLogits(self.readout.positions, self.readout.ids, self.readout.prompt_tokens)
 
     @property
     def expected(self) -> tuple[Target, ...]:

@@ -13,8 +13,8 @@ import torch
 
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.encoding import Encoding, Ids
-from interpreto_mlops.models.requests import Readout
-from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.models.requests import Floats, Readout
+from interpreto_mlops.models.text_model import TextModel, head_rows
 
 _LOGITS_AT_ONCE = 2**24  # numbers of the vocabulary's logits that are brought to float32 together
 
@@ -51,7 +51,7 @@ class LabelLogits(Readout):
         """Return the logits, shape (rows, positions · labels)."""
         network: Any = model.model
         mine = cast("Sequence[LabelLogits]", readouts)
-        logits = _wide(network(**batch).logits)
+        logits = _wide(model.call(network, batch).logits)
         return _gathered(logits, [readout.positions for readout in mine]).flatten(1)
 
 
@@ -75,6 +75,15 @@ class TokenScores(Readout):
     def width(self) -> int:
         """Two numbers a token."""
         return 2 * len(self.ids)
+
+    @property
+    def gradients(self) -> int:
+        """At most one target a token."""
+        return len(self.ids)
+
+    def numbers(self, model: TextModel) -> int:
+        """Return how many logits a row has, those of the places that are read."""
+        return len(set(self.positions)) * model.vocabulary
 
     def without(self, kept: npt.NDArray[np.bool_]) -> Readout:
         """Return the places in a row of which only some tokens are left; one token stands for an empty prompt."""
@@ -106,11 +115,47 @@ class TokenScores(Readout):
 
 
 @dataclass(frozen=True)
+class TokenLogits(TokenScores):
+    """The logit of each target token alone: where the head is a plain linear layer, no other logit is computed."""
+
+    @property
+    def width(self) -> int:
+        """One number a token."""
+        return len(self.ids)
+
+    @property
+    def whole(self) -> TokenScores:
+        """Logits and log-sum-exps, which probabilities need, too."""
+        return TokenScores(self.positions, self.ids, self.prompt_tokens)
+
+    def taken(self, values: Floats) -> Floats:
+        """Leave the log-sum-exps out, where they were read."""
+        return values if values.shape[1] == len(self.ids) else values[:, ::2]
+
+    def numbers(self, model: TextModel) -> int:
+        """Return how many numbers a row has."""
+        return len(self.ids) * model.embedding.weight.shape[1] if model.plain_head else super().numbers(model)
+
+    @classmethod
+    def read(cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[Readout]) -> torch.Tensor:
+        """Return the logit of each token in turn, shape (rows, tokens)."""
+        if model.plain_head is None:
+            return super().read(model, batch, readouts)[:, ::2]
+        mine = cast("Sequence[TokenLogits]", readouts)
+        hidden = model.hidden_at(batch, _padded_rows([readout.positions for readout in mine]))
+        return _wide(head_rows(model.plain_head, hidden, _padded_rows([readout.ids for readout in mine])))
+
+
+@dataclass(frozen=True)
 class SourceTokenScores(TokenScores):
     """As `TokenScores`, for an encoder-decoder: a row is the source's ids followed by the decoder's input ids.
 
     `prompt_tokens` is the length of the source; positions count from the start of the row.
     """
+
+    def numbers(self, model: TextModel) -> int:
+        """Return how many logits a row has, those of all places of the decoder."""
+        return (max(self.positions) + 1 - self.prompt_tokens) * model.vocabulary
 
     def embed(self, model: TextModel, ids: torch.Tensor) -> torch.Tensor:
         """Embed the source by the encoder's module, the rest by the decoder's."""
@@ -135,7 +180,7 @@ class SourceTokenScores(TokenScores):
     ) -> Iterator[None]:
         """Give the encoder the embeddings of the sources, the decoder those of the rest."""
         cuts = [cast("SourceTokenScores", readout).prompt_tokens for readout in readouts]
-        ends = [max(r.positions) + 1 for r in cast("Sequence[SourceTokenScores]", readouts)]
+        ends = [embeddings.shape[1]] * len(cuts)
         with ExitStack() as stack:
             source = _parts(embeddings, [0] * len(cuts), cuts)
             stack.enter_context(model.embeddings_replaced(source))
@@ -148,9 +193,8 @@ class SourceTokenScores(TokenScores):
         cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[TokenScores]
     ) -> tuple[torch.Tensor, list[list[int]]]:
         """Run the model; return logits, shape (rows, places, vocabulary), and the place of each position."""
-        network: Any = model.model
         where = [[p - readout.prompt_tokens for p in readout.positions] for readout in readouts]
-        return network(**batch, use_cache=False).logits, where
+        return model.call(model.model, {**batch, "use_cache": False}).logits, where
 
 
 def _parts(embeddings: torch.Tensor, starts: list[int], ends: list[int]) -> torch.Tensor:

@@ -34,6 +34,24 @@ class Readout(ABC):
         """How many numbers a row of this readout has; None when as many as `read` returns."""
         return None
 
+    @property
+    def gradients(self) -> int:
+        """How many targets a row may have, each with a gradient of its own."""
+        return 1
+
+    @property
+    def whole(self) -> Readout:
+        """What to read where others may want more of the same row; `taken` finds this readout's part of it."""
+        return self
+
+    def taken(self, values: Floats) -> Floats:
+        """Return this readout's part of what was read for `whole`, shape (rows, width)."""
+        return values
+
+    def numbers(self, model: TextModel) -> int:
+        """Return how many numbers the model makes for a row beside its tokens, such as logits of a vocabulary."""
+        return 0
+
     def without(self, kept: npt.NDArray[np.bool_]) -> Readout:
         """Return the same question for a row of which only some tokens are left, shape (tokens,).
 
@@ -100,11 +118,11 @@ class ClassLogits(Readout):
         network: Any = model.model
         if model.pools_by_padding and len(readouts) > 1:
             # A decoder classifier without a padding id cannot tell where its rows end; the mask can.
-            hidden = network.base_model(**batch).last_hidden_state
+            hidden = model.call(network.base_model, batch).last_hidden_state
             last = batch["attention_mask"].sum(-1) - 1
             logits = network.score(hidden[torch.arange(len(last), device=last.device), last])
         else:
-            logits = network(**batch).logits
+            logits = model.call(network, batch).logits
         return logits if logits.dtype == torch.float64 else logits.float()  # type: ignore[no-any-return]
 
 
@@ -116,11 +134,13 @@ class ScoreRequest:
         encoding: the text.
         rows: the token ids of each row, some of them replaced or left out; a matrix, or arrays of any lengths.
         readout: what to read from the model, for all rows or one a row; all of one type and width.
+        exact: how many of the first rows run in the model's own dtype even under autocast.
     """
 
     encoding: Encoding
     rows: Sequence[Ids] | Ids
     readout: Readout | Sequence[Readout] = field(default_factory=ClassLogits)
+    exact: int = 0
 
     def readout_of(self, row: int) -> Readout:
         """Return what to read for one row."""

@@ -15,7 +15,7 @@ from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.objectives import Target
 from interpreto_mlops.models.questions import ClassQuestion, ContinuationQuestion, LabelQuestion, Question
 from interpreto_mlops.models.text_model import TextModel
-from interpreto_mlops.text.granularity import Elements, Granularity
+from interpreto_mlops.text.granularity import Elements, Grain, Granularity
 
 
 def questions(
@@ -24,8 +24,8 @@ def questions(
     targets: Any = None,
     *,
     contrast: Any = None,
-    granularity: Granularity = Granularity.WORD,
-    target_granularity: Granularity = Granularity.TOKEN,
+    granularity: Grain = Granularity.WORD,
+    target_granularity: Grain = Granularity.TOKEN,
     generation: Mapping[str, Any] | None = None,
     truncation: bool = False,
 ) -> Iterator[Question]:
@@ -55,6 +55,21 @@ def questions(
     return _of_labels(model, texts, targets, contrast, granularity)
 
 
+def check_texts(texts: Any) -> None:
+    """Refuse what holds no texts: one string, token ids, a table.
+
+    Raises:
+        InputError: it is not an iterable of texts.
+    """
+    if isinstance(texts, str):
+        raise InputError(f"give a list of texts, not one string ({texts[:40]!r})")
+    if isinstance(texts, Mapping):
+        names = ", ".join(repr(name) for name in list(texts)[:5])
+        raise InputError(f"give raw texts, whose characters get the scores, not a mapping of {names or 'nothing'}")
+    if not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) != 1:
+        raise InputError(f"give a list of texts, not a {type(texts).__name__}")
+
+
 def _one_each(given: Any, texts: Iterable[Any], what: str, read: Callable[[Any, int], Any]) -> Iterable[Any]:
     """Return one entry for each text: the same one for all, or one from a list that is as long as the texts.
 
@@ -81,7 +96,7 @@ def _of_classes(model: TextModel, texts: Iterable[Any], targets: Any, contrast: 
 
 
 def _of_labels(
-    model: TextModel, texts: Iterable[Any], targets: Any, contrast: Any, granularity: Granularity
+    model: TextModel, texts: Iterable[Any], targets: Any, contrast: Any, granularity: Grain
 ) -> Iterator[Question]:
     entries = _one_each(targets, texts, "target", lambda entry, k: _label_entry(entry, k, model))
     others = _one_each(contrast, texts, "contrast", lambda entry, _: _class_ids(entry, model))
@@ -90,7 +105,7 @@ def _of_labels(
 
 
 def _continuations(
-    model: TextModel, texts: Iterable[Any], targets: Any, contrast: Any, granularity: Granularity, **options: Any
+    model: TextModel, texts: Iterable[Any], targets: Any, contrast: Any, granularity: Grain, **options: Any
 ) -> Iterator[Question]:
     entries = _one_each(targets, texts, "target", lambda entry, k: given_ids(model, entry, k))
     others = _one_each(contrast, texts, "contrast", lambda entry, k: given_ids(model, entry, k))
@@ -142,8 +157,10 @@ def _label_entry(entry: Any, index: int, model: TextModel) -> int | list[tuple[A
     if isinstance(entry, str) or _whole(entry) is not None or not isinstance(entry, Iterable):
         return label_id(entry, model)
     pairs = [entry] if isinstance(entry, tuple) else list(entry)
+    if not pairs:
+        raise InputError(f"text {index} was given an empty list of targets; give at least one, or None")
     for pair in pairs:
-        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        if not _is_pair(pair) or (_whole(pair[0]) is None and not _is_span(pair[0])):
             raise InputError(
                 f"a target of text {index} must be a label, or a pair of an element (its number or its character "
                 f"span) and a label, not {pair!r}"
@@ -151,12 +168,20 @@ def _label_entry(entry: Any, index: int, model: TextModel) -> int | list[tuple[A
     return [(where, label_id(label, model)) for where, label in pairs]
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
+def _is_span(value: Any) -> bool:
+    return _is_pair(value) and all(_whole(end) is not None for end in value)
+
+
 def _labels(
     model: TextModel,
     encoding: Encoding,
     entry: int | list[tuple[Any, int]] | None,
     contrast: tuple[int, ...],
-    granularity: Granularity,
+    granularity: Grain,
 ) -> LabelQuestion:
     """Ask for labels of elements: of all where no place is given."""
     elements = encoding.elements(granularity)
@@ -186,7 +211,7 @@ def _place(encoding: Encoding, elements: Elements, where: Any) -> tuple[tuple[in
 
 
 def _continuation(
-    model: TextModel, encoding: Encoding, ids: Ids, other: Ids | None, granularity: Granularity
+    model: TextModel, encoding: Encoding, ids: Ids, other: Ids | None, granularity: Grain
 ) -> ContinuationQuestion:
     """Ask for each token of a continuation, or for groups of them."""
     first = len(encoding.special) - len(ids)
@@ -210,7 +235,7 @@ def _continuation(
     return ContinuationQuestion(model, encoding, tuple(targets))
 
 
-def _groups(encoding: Encoding, first: int, granularity: Granularity) -> Iterator[tuple[list[int], str]]:
+def _groups(encoding: Encoding, first: int, granularity: Grain) -> Iterator[tuple[list[int], str]]:
     """Yield the places of each target's tokens, counted over all tokens, and its text."""
     places = range(first, len(encoding.special))
     if granularity in (Granularity.TOKEN, Granularity.ALL_TOKENS):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby, islice
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, modeling_util
 
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.encoding import Encoding, Ids
+from interpreto_mlops.models.execution import Execution
 from interpreto_mlops.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -36,9 +37,15 @@ class TextModel:
         name: how runs and registered dictionaries call the model; by default the end of its path.
         uri: where the model can be loaded from again, pinned to a version.
         model_id: MLflow's id of the logged model, when it has one.
+        autocast: `bfloat16` or `float16` to score and differentiate under torch's autocast; the weights stay as they
+            are, the full and the empty text are scored in the model's own dtype. By default all is.
+        compile: whether scores of token ids run through `torch.compile`, which takes a minute to begin with (on a CPU
+            it needs a C++ compiler); the model itself stays as it is. Gradients are not compiled.
+        token_budget: the most tokens of a batch, or `auto` for what is found to be fastest; see `Engine`.
+        prefix_reuse: whether a decoder computes what rows have in common with their text once; see `Engine`.
 
     Raises:
-        InputError: the tokenizer has more entries than the model has embeddings.
+        InputError: the tokenizer has more entries than the model has embeddings, or an argument cannot be used.
     """
 
     def __init__(
@@ -49,6 +56,10 @@ class TextModel:
         name: str | None = None,
         uri: str | None = None,
         model_id: str | None = None,
+        autocast: str | None = None,
+        compile: bool = False,
+        token_budget: int | str | None = None,
+        prefix_reuse: bool | str = "auto",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -56,6 +67,8 @@ class TextModel:
         self.uri = uri or path
         self.name = name or path.rstrip("/").split("/")[-1]
         self.model_id = model_id
+        self.execution = Execution(autocast, compile)
+        self._engine_options = {"token_budget": token_budget, "prefix_reuse": prefix_reuse}
         rows = self.embedding.weight.shape[0]
         if len(tokenizer) > rows:
             raise InputError(
@@ -79,17 +92,48 @@ class TextModel:
     @cached_property
     def embedding(self) -> torch.nn.Embedding:
         """The module that turns token ids into embeddings (the encoder's, for an encoder-decoder)."""
-        source: Any = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
-        module = source.get_input_embeddings()
-        if not isinstance(getattr(module, "weight", None), torch.Tensor):
-            raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
-        return module  # type: ignore[no-any-return]
+        network: Any = self.model
+        if network.config.is_encoder_decoder:
+            return self._embedding_of(network.get_encoder())
+        module = self._embedding_of(network)
+        # T5's encoder alone has a module of its own on the same weights, and the model names the unused one.
+        own = getattr(network.get_encoder(), "embed_tokens", None) if hasattr(network, "get_encoder") else None
+        return own if own is not None and getattr(own, "weight", None) is module.weight else module
+
+    @property
+    def autocast(self) -> str | None:
+        """The half precision in which forward passes run, or None."""
+        return self.execution.autocast
+
+    @property
+    def arithmetic(self) -> dict[str, Any]:
+        """How the model computes, as results record it: `dtype`, and `autocast` and `compile` where they are used."""
+        return {"dtype": str(self.dtype).split(".")[-1], **self.execution.recorded}
+
+    def call(self, module: torch.nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """Call the model, or a part of it, on its inputs: under autocast or compiled where that was asked for."""
+        return self.execution.call(module, dict(inputs))
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """How many tokens a language model gives logits for."""
+        head = self.model.get_output_embeddings()
+        rows = getattr(getattr(head, "weight", None), "shape", None)
+        return int((rows or self.embedding.weight.shape)[0])
 
     @cached_property
     def decoder_embedding(self) -> torch.nn.Embedding:
         """The module that embeds the decoder's tokens, of an encoder-decoder."""
         network: Any = self.model
-        return network.get_decoder().get_input_embeddings()  # type: ignore[no-any-return]
+        return self._embedding_of(network.get_decoder())
+
+    def _embedding_of(self, part: Any) -> torch.nn.Embedding:
+        # FSMT's encoder and decoder have the module, but not the function that returns it.
+        find = getattr(part, "get_input_embeddings", lambda: getattr(part, "embed_tokens", None))
+        module: Any = find()
+        if not isinstance(getattr(module, "weight", None), torch.Tensor):
+            raise InputError(f"the model {self.name!r} has no token embeddings, so it is not a text model")
+        return module  # type: ignore[no-any-return]
 
     @cached_property
     def engine(self) -> Engine:
@@ -97,7 +141,7 @@ class TextModel:
         # The engine is built on this class, so the import cannot stand at the top.
         from interpreto_mlops.models.engine import Engine
 
-        return Engine(self)
+        return Engine(self, **self._engine_options)  # type: ignore[arg-type]
 
     @property
     def task(self) -> str:
@@ -169,10 +213,17 @@ class TextModel:
         A padding id put in place of a token would move the pooled position of decoder classifiers and the position ids
         of RoBERTa's kin; then the model sees the original ids, and the changed embeddings come in by a hook.
         """
+        return original if self.rows_not_shown(original, [changed])[0] else changed
+
+    def rows_not_shown(self, original: Ids, rows: Sequence[Ids] | Ids) -> list[bool]:
+        """Return in the place of which rows the model sees the original ids; see `ids_to_show`."""
         padding = self._padding_id
-        if padding is None or len(original) != len(changed) or not ((changed == padding) & (original != padding)).any():
-            return changed
-        return original
+        if padding is None:
+            return [False] * len(rows)
+        if isinstance(rows, np.ndarray) and rows.shape[1] == len(original):
+            moved: list[bool] = ((rows == padding) & (original != padding)).any(axis=1).tolist()
+            return moved
+        return [len(row) == len(original) and bool(((row == padding) & (original != padding)).any()) for row in rows]
 
     @cached_property
     def decoder_start_id(self) -> int:
@@ -343,13 +394,31 @@ class TextModel:
         """Make the embedding module return `embeddings`, shape (rows, tokens, width), whatever ids it is given.
 
         The model still sees the original ids, which pooling and position counting need. `module` is another one than
-        that of the input, such as the decoder's.
+        that of the input, such as the decoder's. Where both are one, it is called for the encoder first.
         """
-        handle = (module or self.embedding).register_forward_hook(lambda *_: embeddings)
+        calls: list[int] = []
+        first = int(module is self.embedding)
+
+        def replaced(_module: torch.nn.Module, arguments: Any, found: torch.Tensor) -> torch.Tensor | None:
+            calls.append(len(calls))
+            if calls[-1] < first:
+                return None
+            # A row of source and decoder ids may be longer than what the decoder is given; Longformer's kin lengthen
+            # rows themselves, to a multiple of their window. And the result is a copy, which CTRL changes in place.
+            rows, width = (arguments[0] if arguments else found).shape[:2]
+            # XLNet turns rows and places about, which a square batch would hide.
+            if rows != len(embeddings) or self.model.config.model_type == "xlnet":
+                raise InputError(f"{self.name!r} does not embed its rows one by one, so embeddings cannot be put in")
+            return torch.cat([embeddings[:, :width], found[:, embeddings.shape[1] : width]], dim=1)
+
+        handle = (module or self.embedding).register_forward_hook(replaced)
         try:
-            yield
+            with self.execution.hooked():
+                yield
         finally:
             handle.remove()
+        if len(calls) <= first:
+            raise InputError(f"{self.name!r} does not use its embedding module, so embeddings cannot be put in")
 
     def logits_at(self, batch: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
         """Run a causal language model for the logits at some positions of each row only.
@@ -361,23 +430,68 @@ class TextModel:
         Returns:
             Shape (rows, k, vocabulary), in the model's dtype.
         """
-        network: Any = self.model
         index = positions.to(self.device)
-        arguments = self.with_positions(batch)
-        if "use_cache" in self.accepts:
-            arguments = {**arguments, "use_cache": False}  # type: ignore[dict-item]
+        arguments = self._decoding(batch)
         if "logits_to_keep" not in self.accepts:
-            return torch.take_along_dim(network(**arguments).logits, index[..., None], dim=1)
+            return torch.take_along_dim(self.call(self.model, arguments).logits, index[..., None], dim=1)
         # The union serves every release of transformers; rows that differ cost some logits that nobody reads.
         union, place = index.unique(return_inverse=True)
         if _TAKES_POSITIONS_BY_ROW and union.numel() > index.shape[1]:
-            return network(**arguments, logits_to_keep=index).logits  # type: ignore[no-any-return]
-        kept = network(**arguments, logits_to_keep=union).logits
+            return self.call(self.model, {**arguments, "logits_to_keep": index}).logits  # type: ignore[no-any-return]
+        kept = self.call(self.model, {**arguments, "logits_to_keep": union}).logits
         return torch.take_along_dim(kept, place[..., None], dim=1)
 
+    def hidden_at(self, batch: dict[str, torch.Tensor], positions: torch.Tensor) -> torch.Tensor:
+        """Run a causal language model without its head, for the last hidden states at some positions of each row.
+
+        Arguments:
+            batch: its inputs.
+            positions: shape (rows, k).
+
+        Returns:
+            Shape (rows, k, width).
+        """
+        hidden = self.call(self.model.base_model, self._decoding(batch)).last_hidden_state
+        return torch.take_along_dim(hidden, positions.to(hidden.device)[..., None], dim=1)
+
+    def _decoding(self, batch: dict[str, Any]) -> dict[str, Any]:
+        arguments = self.with_positions(batch)
+        return {**arguments, "use_cache": False} if "use_cache" in self.accepts else arguments
+
+    @cached_property
+    def plain_head(self) -> torch.nn.Linear | None:
+        """The head of a causal language model when its logits are that linear layer of the last hidden states.
+
+        Some models scale, cap or shift their logits; it is tried once, on a few tokens.
+        """
+        head, body = self.model.get_output_embeddings(), self.model.base_model
+        if type(head) is not torch.nn.Linear or body is self.model or self.model.config.is_encoder_decoder:
+            return None
+        ids = torch.arange(8, device=self.device)[None] * 7919 % self.embedding.weight.shape[0]
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        places = torch.arange(8)[None]
+        with self.evaluating(), torch.inference_mode(), self.execution.exactly():
+            try:
+                logits = self.logits_at(batch, places)[0].float()
+                rows = head_rows(head, self.hidden_at(batch, places), ids)[0].float()
+            except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):
+                return None
+        wanted = logits[torch.arange(8), ids[0].to(logits.device)]
+        exact = self.dtype in (torch.float32, torch.float64)
+        agrees = (rows.to(wanted.device) - wanted).abs().max() <= (1e-4 if exact else 2e-2) * logits.abs().max()
+        # An infinite logit agrees with nothing, and the whole vocabulary's must be read to find it.
+        return head if bool(agrees) and bool(torch.isfinite(logits).all()) else None
+
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module."""
-        return self.embedding.forward(ids)
+        """Return the embeddings of token ids, shape (..., tokens, width), without any hook on the module.
+
+        Raises:
+            InputError: the module returns something else, as that of quantised I-BERT does.
+        """
+        found: Any = self.embedding.forward(ids)
+        if not isinstance(found, torch.Tensor):
+            raise InputError(f"the embedding module of {self.name!r} returns a {type(found).__name__}, not a tensor")
+        return found
 
 
 def _parts(text: Any) -> tuple[Any, ...]:
@@ -439,3 +553,11 @@ def _unchanged_truncation(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
         tokenizer.truncation_side = side
         backend.enable_truncation(**truncation) if truncation else backend.no_truncation()
         backend.enable_padding(**padding) if padding else backend.no_padding()
+
+
+def head_rows(head: torch.nn.Linear, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of single tokens from hidden states, shapes (rows, k, width) and (rows, k) to (rows, k)."""
+    index = ids.to(head.weight.device)
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    logits = (hidden.to(index.device, wide) * head.weight.detach()[index].to(wide)).sum(-1)
+    return logits if head.bias is None else logits + head.bias.detach()[index].to(wide)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from interpreto_mlops.errors import InputError
+from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.registry import Choice
 
 Spans = npt.NDArray[np.int64]
@@ -42,6 +42,45 @@ class Granularity(Choice):
     TOKEN = "token"
     WORD = "word"
     SENTENCE = "sentence"
+
+
+_NGRAM = regex.compile(r"([1-9][0-9]{0,3})-grams?")
+
+
+@dataclass(frozen=True)
+class NGrams:
+    """Elements of n words of one sentence, one after the other without overlap; the last of a sentence may be shorter.
+
+    Arguments:
+        n: how many words.
+    """
+
+    n: int
+
+    @property
+    def value(self) -> str:
+        """The name, such as `2-grams`."""
+        return f"{self.n}-grams"
+
+
+Grain = Granularity | NGrams
+"""How large an element is."""
+
+
+def parse_grain(value: str | Grain) -> Grain:
+    """Return the granularity of that name: one of `Granularity`, or `2-grams`, `3-grams` and so on.
+
+    Raises:
+        UnknownNameError: there is none; the message lists those there are.
+    """
+    if isinstance(value, NGrams):
+        return value
+    if isinstance(value, str) and (found := _NGRAM.fullmatch(value)):
+        return NGrams(int(found[1]))
+    try:
+        return Granularity(value)
+    except ValueError:
+        raise UnknownNameError("granularity", value, [*(member.value for member in Granularity), "2-grams"]) from None
 
 
 @dataclass(frozen=True)
@@ -98,9 +137,22 @@ def sentence_spans(text: str) -> Spans:
     return _as_spans([span for span in stripped if span[0] < span[1]])
 
 
+def ngram_spans(text: str, n: int) -> Spans:
+    """Cut each sentence of a text into runs of n words, the last of a sentence perhaps shorter.
+
+    Returns:
+        The spans, shape (runs, 2).
+    """
+    runs = []
+    for start, end in sentence_spans(text).tolist():
+        words = (word_spans(text[start:end]) + start).tolist()
+        runs += [(words[k][0], words[min(k + n, len(words)) - 1][1]) for k in range(0, len(words), n)]
+    return _as_spans(runs)
+
+
 def elements_of(
     text: str,
-    granularity: Granularity,
+    granularity: Grain,
     offsets: Spans | None,
     special: npt.NDArray[np.bool_],
     tokens: tuple[str, ...],
@@ -126,10 +178,15 @@ def elements_of(
         raise InputError(
             f"granularity {granularity.value!r} needs character offsets, which this tokenizer lacks; use 'token'"
         )
-    cut = word_spans if granularity is Granularity.WORD else sentence_spans
     border = len(text) if boundary is None else boundary
-    pieces = np.concatenate([cut(text[:border]), cut(text[border:]) + border])
+    pieces = np.concatenate([_cut(text[:border], granularity), _cut(text[border:], granularity) + border])
     return _joined_elements(text, pieces, _visible(text, offsets), special)
+
+
+def _cut(text: str, granularity: Grain) -> Spans:
+    if isinstance(granularity, NGrams):
+        return ngram_spans(text, granularity.n)
+    return word_spans(text) if granularity is Granularity.WORD else sentence_spans(text)
 
 
 def _token_elements(
@@ -165,7 +222,8 @@ def _joined_elements(text: str, pieces: Spans, visible: Spans, special: npt.NDAr
     used, of_used = np.unique(group[first[belongs]], return_inverse=True)
     of_token = np.full(len(special), NO_ELEMENT, dtype=np.int64)
     of_token[belongs] = of_used
-    spans = _as_spans([(pieces[group == g][0, 0], pieces[group == g][-1, 1]) for g in used])
+    first_of, last_of = (np.searchsorted(group, used, side) for side in ("left", "right"))
+    spans = np.stack([pieces[first_of, 0], pieces[last_of - 1, 1]], axis=1)
     return Elements(tuple(text[start:end] for start, end in spans.tolist()), spans, of_token)
 
 

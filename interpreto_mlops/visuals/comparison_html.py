@@ -79,14 +79,15 @@ def methods_table(comparison: Comparison, links: Mapping[str, str] | None = None
         rows.append(
             [
                 Cell(label, link=(links or {}).get(label, "")),
-                *(_score_cell(known[label, metric]) for metric in metrics),
+                *(_score_cell(known.get((label, metric))) for metric in metrics),
                 None if asked is None else asked / max(len(explanations), 1),
                 explanations.seconds,
             ]
         )
     about = (
         "Mean over the texts; beneath, its 95 % bootstrap interval, and random rankings of the same texts. "
-        f"★ best mean, ≈ not significantly different from it (paired tests, Holm's correction, {100 * ALPHA:.0f} %)."
+        "★ best mean; ≈ not significantly different from it, or from random "
+        f"(paired tests, Holm's correction, {100 * ALPHA:.0f} %)."
     )
     return Table(columns, rows, about if metrics else "")
 
@@ -97,7 +98,9 @@ def _metric_column(table: pd.DataFrame, metric: str) -> Column:
     return Column(known.title, True, higher, known.meaning)
 
 
-def _score_cell(row: Mapping[Any, Any]) -> Cell:
+def _score_cell(row: Mapping[Any, Any] | None) -> Cell:
+    if row is None:
+        return Cell(None)
     note = f"{number(row['low'])} … {number(row['high'])}{_random_note(row)}"
     return Cell(row["mean"], row["best"], note, tone="tied" if row["tied_with_best"] else "")
 
@@ -106,7 +109,7 @@ def _random_note(row: Mapping[Any, Any]) -> str:
     if math.isnan(row["random_mean"]):
         return ""
     better = (row["mean"] > row["random_mean"]) == row["higher_is_better"]
-    how = "no better than " if row["p_random"] >= ALPHA else "" if better else "worse than "
+    how = "≈ " if row["p_random"] >= ALPHA else "" if better else "worse than "
     return f"\n{how}random {number(row['random_mean'])}"
 
 
@@ -124,7 +127,7 @@ def pairs_table(comparison: Comparison) -> Table:
     rows: list[list[str | int | float | Cell | None]] = []
     for (first, second), group in pairs.groupby(["first", "second"], sort=False):
         found = {row["metric"]: row for row in group.to_dict("records")}
-        rows.append([f"{first} − {second}", *(_pair_cell(found[metric]) for metric in metrics)])
+        rows.append([f"{first} − {second}", *(_pair_cell(found.get(metric)) for metric in metrics)])
     significant, count = int((pairs["better"] != "").sum()), len(pairs)
     about = (
         "Difference of the means on the same texts; beneath, its 95 % bootstrap interval, and the p-value of a paired "
@@ -135,7 +138,9 @@ def pairs_table(comparison: Comparison) -> Table:
     return Table(columns, rows, about, folded=folded, open=len(rows) <= _OPEN_PAIRS)
 
 
-def _pair_cell(row: Mapping[Any, Any]) -> Cell:
+def _pair_cell(row: Mapping[Any, Any] | None) -> Cell:
+    if row is None:
+        return Cell(None)
     difference, low, high = (_fixed(row[name]) for name in ("difference", "low", "high"))
     note = f"{low} … {high}\np {'< 0.001' if row['p_holm'] < 1e-3 else number(row['p_holm'])}"
     if not row["better"]:

@@ -15,7 +15,7 @@ import torch
 
 from interpreto_mlops.attributions import AttributionSet, Attributor
 from interpreto_mlops.attributions.comparison import Comparison, compare
-from interpreto_mlops.attributions.metrics import MetricResult
+from interpreto_mlops.attributions.metrics import Metric, MetricResult
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
@@ -26,7 +26,6 @@ from interpreto_mlops.workflows.job import Job, plain
 from interpreto_mlops.workflows.recipes import AttributeRecipe
 from interpreto_mlops.workflows.together import (
     Explained,
-    Metric,
     build_methods,
     build_metrics,
     explain_together,
@@ -39,13 +38,13 @@ class Plan:
 
     Arguments:
         methods: by label.
-        metrics: that score each of them.
+        metrics: of each method.
         call: what the methods are called with beside the texts (targets, …).
         recipes: what repeats one method's run, by label, where it can be repeated by a recipe.
     """
 
     methods: Mapping[str, Attributor]
-    metrics: Sequence[Metric]
+    metrics: Mapping[str, Sequence[Metric]]
     call: Mapping[str, Any] = field(default_factory=dict)
     recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -98,7 +97,7 @@ def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> 
         label: plain(recipe, methods=[method.name], options=_options(recipe, [method.name, *recipe.metrics]))
         for label, method in methods.items()
     }
-    metrics = build_metrics(model, recipe.metrics, scoring, recipe.options)
+    metrics = build_metrics(methods, recipe.metrics, scoring, recipe.options)
     targets = recipe.target if dataset.targets is None else column_targets(dataset)
     call = {
         "targets": targets,
@@ -145,7 +144,7 @@ def _opened(job: Job, plan: Plan, label: str) -> AbstractContextManager[RunLog]:
     config = {
         **method.parameters,
         "method": method.name,
-        "metrics": {metric.name: metric.parameters for metric in plan.metrics},
+        "metrics": {metric.name: metric.parameters for metric in plan.metrics[label]},
         "call": {name: value for name, value in plan.call.items() if value is not None},
     }
     return run(
@@ -184,6 +183,8 @@ def _write(job: Job, plan: Plan, label: str, log: RunLog, found: Explained) -> N
             log.write_recipe(plan.recipes[label])
         log.write_environment()
     _report_texts(job, label, explanations)
+    for reason in found.unscored.values():
+        job.console.say(f"  {label}: {reason}")
 
 
 def _report_texts(job: Job, label: str, explanations: AttributionSet) -> None:

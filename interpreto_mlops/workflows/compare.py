@@ -8,6 +8,7 @@ from typing import Any
 
 from interpreto_mlops.attributions import Attributor
 from interpreto_mlops.attributions.comparison import Comparison
+from interpreto_mlops.attributions.metrics import Metric
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
@@ -16,9 +17,10 @@ from interpreto_mlops.tracking.store import Store, configured_store
 from interpreto_mlops.workflows.attribute import AttributionCell, Plan, column_targets, compared, explain
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite
 from interpreto_mlops.workflows.reports import report_run, write_report
-from interpreto_mlops.workflows.together import Metric, build_methods, build_metrics, explain_together
+from interpreto_mlops.workflows.together import build_methods, build_metrics, explain_together
 
 _METHODS = ("occlusion", "integrated_gradients", "kernel_shap")
+_LONGEST = 300
 _METRICS = ("insertion", "deletion", "comprehensiveness", "sufficiency")
 
 
@@ -39,6 +41,7 @@ def compare_methods(
     seed: int = 0,
     n_random: int = 20,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    rationales: Sequence[Any] | None = None,
     log: bool = True,
     tracking_uri: str | None = None,
     experiment: str | None = None,
@@ -60,6 +63,7 @@ def compare_methods(
         seed: of methods and metrics given by name.
         n_random: random rankings of each text, of metrics given by name.
         options: further parameters by name, such as `{"kernel_shap": {"n_perturbations": 1000}}`.
+        rationales: for the metric `plausibility`: for each text pairs (start, end) of characters.
         log: whether runs are written; without them nothing of MLflow's is touched.
         tracking_uri, experiment: where runs go. By default where `mlflow.start_run` would write, if the process has a
             tracking address; else the file `interpreto-runs/mlflow.db`.
@@ -91,9 +95,10 @@ def compare_methods(
     names = [each for each in (*methods, *metrics) if isinstance(each, str)]
     if unused := [name for name in known if name not in names]:
         raise UnknownNameError("method in options", unused[0], names)
+    built = build_methods(model, methods, common, known)
     plan = Plan(
-        build_methods(model, methods, common, known),
-        build_metrics(model, metrics, scoring, known),
+        built,
+        build_metrics(built, metrics, scoring, known, rationales),
         {
             "targets": column_targets(dataset) if targets is None else targets,
             "contrast": contrast,
@@ -143,6 +148,13 @@ def _logged(store: Store, model: TextModel, dataset: TextDataset, plan: Plan, pr
 def _command(plan: Plan) -> str:
     """Return the call as it could be typed, with every parameter."""
     lines = ["interpreto_mlops.compare_methods(", "    model,", "    texts,"]
-    for name, given in (("methods", plan.methods.values()), ("metrics", plan.metrics)):
+    for name, given in (("methods", plan.methods.values()), ("metrics", next(iter(plan.metrics.values())))):
         lines += [f"    {name}=[", *(f"        {each!r}," for each in given), "    ],"]
+    said = {name: value for name, value in plan.call.items() if value is not None and value is not False}
+    lines += [f"    {name}={_short(value)}," for name, value in said.items()]
     return "\n".join([*lines, ")"])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

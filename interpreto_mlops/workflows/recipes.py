@@ -90,10 +90,14 @@ class AttributeRecipe(_Recipe):
 
         Raises:
             UnknownNameError: one that is not there.
-            InputError: a method or metric twice, or one target for all texts beside a column of them.
+            InputError: a method or metric twice, a metric that needs rationales, or one target for all texts beside a
+                column of them.
         """
         kinds = {name: METHODS.get(name) for name in self.methods}
         metrics = {name: METRICS.get(name) for name in self.metrics}
+        for name, metric in metrics.items():
+            if metric.needs == "rationales":
+                raise InputError(f"the metric {name!r} needs rationales, which only Python's `compare_methods` takes")
         for what, names in (("method", self.methods), ("metric", self.metrics)):
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 raise InputError(f"the {what} {twice[0]!r} is given twice")
@@ -147,6 +151,9 @@ class ConceptsRecipe(_Recipe):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
 
 
+_NO_PARAMETERS = {"model", "explainer", "rationales"}
+
+
 def check_options(kind: Any, name: str, options: Mapping[str, Any]) -> None:
     """Refuse parameters that a method, metric or dictionary does not have.
 
@@ -161,7 +168,7 @@ def check_options(kind: Any, name: str, options: Mapping[str, Any]) -> None:
 
 def parameters_of(kind: Any) -> list[str]:
     """Return the names of the parameters that a method, metric or dictionary can be given, sorted."""
-    return sorted({each.name for each in dataclasses.fields(kind) if each.init} - {"model"})
+    return sorted({each.name for each in dataclasses.fields(kind) if each.init} - _NO_PARAMETERS)
 
 
 def parse_options(settings: Iterable[str]) -> dict[str, dict[str, Any]]:

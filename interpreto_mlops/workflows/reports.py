@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pandas as pd
 
-from interpreto_mlops.attributions.comparison import Comparison
+from interpreto_mlops.attributions.comparison import FEWEST, Comparison
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.runs import RunLog, run
@@ -171,8 +172,13 @@ def _attribution_lead(comparison: Comparison) -> str:
         lead = f"{first[0]} is the best of {n_methods} methods by {by}."
     else:
         lead = f"{', '.join(first[:-1])} and {first[-1]} are the best of {n_methods} methods, by {by} each."
-    significant = int((comparison.pairs["better"] != "").sum())
-    return f"{lead} {significant} of {len(comparison.pairs)} paired differences are significant."
+    if comparison.pairs.empty:
+        return lead
+    significant, count = int((comparison.pairs["better"] != "").sum()), len(comparison.pairs)
+    most = int(comparison.pairs["texts"].max())
+    if most < FEWEST:
+        return f"{lead} {most} texts are too few for any paired difference to be significant; it takes {FEWEST}."
+    return f"{lead} {significant} of {count} paired differences are significant."
 
 
 def _concept_lead(cells: Sequence[ConceptCell]) -> str:
@@ -220,12 +226,13 @@ def _attribution_rows(comparison: Comparison) -> tuple[list[str], list[list[str]
         higher = next(row["higher_is_better"] for (_, name), row in known.items() if name == metric)
         heads.append(f"{metric} {arrow(higher)}")
     for label in comparison.explanations:
-        cells = [known[label, metric] for metric in metrics]
-        rows.append(
-            [label]
-            + [f"{c['mean']:.3f} ({c['low']:.3f} … {c['high']:.3f}, random {c['random_mean']:.3f})" for c in cells]
-        )
+        cells = [known.get((label, metric)) for metric in metrics]
+        rows.append([label, *("–" if cell is None else _markdown_score(cell) for cell in cells)])
     return heads, rows
+
+
+def _markdown_score(row: Mapping[Any, Any]) -> str:
+    return f"{row['mean']:.3f} ({row['low']:.3f} … {row['high']:.3f}, random {row['random_mean']:.3f})"
 
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,40 +1,67 @@
-"""Toy classifiers in float64 whose right explanations are known by calculus or by enumeration."""
+"""Toy models in float64 whose right explanations are known by calculus or by enumeration, one for each task."""
 
 from __future__ import annotations
+
+import itertools
+import math
 
 import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import (
+    CausalLMOutput,
+    Seq2SeqLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 from interpreto_mlops.attributions import Attributor, Estimate
 from interpreto_mlops.models.text_model import TextModel
+
+VOCABULARY = 64
 
 
 class ToyConfig(PretrainedConfig):
     model_type = "toy"
 
 
-class ToyForSequenceClassification(PreTrainedModel):
-    """Logits (y, -y), y a function of one number a token; the numbers of pad, unk and mask are 0.
+class _Toy(PreTrainedModel):
+    """One number a token, its value; those of pad, unk and mask are 0.
 
-    `random`, `dummy` and `symmetric` read a table by which tokens are there: those numbers are not 0.
+    `random`, `dummy` and `symmetric` read a table by which tokens are there: those numbers are not 0. `head` and `bend`
+    map a number to logits of the labels or the vocabulary, `table` one for each set of tokens.
     """
 
     config_class = ToyConfig
 
-    def __init__(self, config: ToyConfig, kind: str, seed: int = 0) -> None:
+    def __init__(self, config: ToyConfig, kind: str, seed: int = 0, outputs: int = 2) -> None:
         super().__init__(config)
         rng = np.random.default_rng(seed)
-        values = rng.normal(size=(64, 1))
+        values = rng.normal(size=(VOCABULARY, 1))
         values[[0, 1, 4]] = 0
-        self.embedding = torch.nn.Embedding(64, 1, dtype=torch.float64)
+        self.embedding = torch.nn.Embedding(VOCABULARY, 1, dtype=torch.float64)
         self.embedding.weight.data = torch.from_numpy(values)
         self.kind = kind
         self.table = torch.from_numpy(rng.normal(size=2**12))
+        self.head, self.bend = (torch.from_numpy(rng.normal(size=outputs)) for _ in range(2))
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.embedding
+
+    def running(self, s: torch.Tensor) -> torch.Tensor:
+        """Map values, shape (rows, tokens), to logits that see what stands before, (rows, tokens, outputs)."""
+        total = s.cumsum(-1)
+        logits = total[..., None] * self.head
+        if self.kind == "tanh":
+            logits = logits + torch.tanh(total)[..., None] * self.bend + (s**2).cumsum(-1)[..., None] / 3
+        if self.kind == "random":
+            bits = ((s != 0).long() * 2 ** torch.arange(s.shape[1])).cumsum(-1) % len(self.table)
+            logits = self.table[bits][..., None] * self.bend + 0 * logits
+        return logits
+
+
+class ToyForSequenceClassification(_Toy):
+    """Logits (y, -y), y a function of the values."""
 
     def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_):
         s = self.embedding(input_ids)[..., 0] * attention_mask
@@ -101,5 +128,72 @@ def smooth(n: int, targets: int = 1, seed: int = 0) -> np.ndarray:
     return values
 
 
-def toy(kind: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> TextModel:
-    return TextModel(ToyForSequenceClassification(ToyConfig(num_labels=2), kind, seed), tokenizer, name=f"toy-{kind}")
+class ToyForTokenClassification(_Toy):
+    """The labels of a token depend on the running sum and, three times as much, on the token itself."""
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_):
+        s = self.embedding(input_ids)[..., 0] * attention_mask
+        return TokenClassifierOutput(logits=self.running(s) + 3 * s[..., None] * self.head)
+
+
+class ToyForCausalLM(_Toy):
+    """The next token depends on the running sum."""
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_):
+        return CausalLMOutput(logits=self.running(self.embedding(input_ids)[..., 0] * attention_mask))
+
+
+class ToyForConditionalGeneration(_Toy):
+    """The next token depends on the source's sum and the decoder's running sum; the two embed with the same module."""
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    def get_encoder(self, *_, **__):
+        return self
+
+    def get_decoder(self, *_, **__):
+        return self
+
+    def forward(
+        self, input_ids=None, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None, use_cache=None
+    ):
+        source = self.embedding(input_ids)[..., 0] * attention_mask
+        s = self.embedding(decoder_input_ids)[..., 0] * decoder_attention_mask
+        s = torch.cat([s[:, :1] + source.sum(-1, keepdim=True), s[:, 1:]], dim=1)
+        return Seq2SeqLMOutput(logits=self.running(s))
+
+
+def toy(kind: str, tokenizer: PreTrainedTokenizerFast, seed: int = 0, task: str = "classification") -> TextModel:
+    """A toy: `kind` is linear, tanh, random or (classification) quad; `task` one of TASKS."""
+    kinds = {
+        "classification": (ToyForSequenceClassification, {"num_labels": 2}, 2),
+        "token_classification": (ToyForTokenClassification, {"num_labels": 3}, 3),
+        "causal": (ToyForCausalLM, {}, VOCABULARY),
+        "encoder_decoder": (
+            ToyForConditionalGeneration,
+            {"is_encoder_decoder": True, "decoder_start_token_id": 0},
+            VOCABULARY,
+        ),
+    }
+    network, options, outputs = kinds[task]
+    return TextModel(network(ToyConfig(**options), kind, seed, outputs).eval(), tokenizer, name=f"toy-{kind}")
+
+
+def shapley(v, n: int) -> np.ndarray:
+    """Shapley values by their definition, of a function of sets of players, for each number that it returns."""
+    value = {
+        subset: np.asarray(v(set(subset))) for size in range(n + 1) for subset in itertools.combinations(range(n), size)
+    }
+    phi = np.zeros((n, *value[()].shape))
+    for i in range(n):
+        for subset in value:
+            if i not in subset:
+                weight = math.factorial(len(subset)) * math.factorial(n - len(subset) - 1) / math.factorial(n)
+                phi[i] += weight * (value[tuple(sorted((*subset, i)))] - value[subset])
+    return phi

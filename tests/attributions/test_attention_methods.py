@@ -254,6 +254,42 @@ def test_an_unknown_rule_is_refused():
         AttnLrp(text_model("bert"), rule="epsilon")
 
 
+# Generation
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3"])
+def test_all_targets_at_once_equal_the_growing_prefix(name, method):
+    """A target's row does not see what follows it."""
+    model = TextModel(random_model(name, "causal"), word_tokenizer(bos=False), name=name)
+    prompt, target = "the food was very good", ["but", "not", "cold"]
+    options = {"granularity": "token", **({"k": -0.5} if method is Rfem else {})}  # so that something stands out
+    item = method(model, **options)([prompt], targets=[" ".join(target)])[0]
+    n = len(prompt.split())
+    for t, token in enumerate(target):
+        prefix = " ".join([prompt, *target[:t]])
+        alone = method(model, **options)([prefix], targets=[token])[0]
+        assert np.isnan(item.scores[t, n + t :]).all()
+        np.testing.assert_allclose(item.scores[t, : n + t], alone.scores[0, : n + t], atol=1e-5)
+        assert np.abs(item.scores[t, : n + t]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma"])
+def test_cp_lrp_conserves_the_logits_of_generated_tokens(name):
+    model = TextModel(random_model(name, "causal"), word_tokenizer(bos=False), name=name)
+    item = AttnLrp(model, rule="cp_lrp")(["the food was very good"], targets=["but not cold"])[0]
+    np.testing.assert_allclose(np.nansum(item.scores, axis=1), item.output, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_relevance_of_an_encoder_decoder_is_the_same_in_a_batch(name, texts):
+    model = TextModel(random_model(name, "seq2seq"), word_tokenizer(), name=name)
+    for text, item in zip(texts, AttnLrp(model)(texts, targets=["very good"] * len(texts)), strict=True):
+        alone = AttnLrp(model)([text], targets=["very good"])[0]
+        np.testing.assert_allclose(item.scores, alone.scores, atol=1e-5 * max(1.0, np.nanmax(np.abs(alone.scores))))
+        assert np.nanmax(np.abs(item.scores)) > 1e-3
+
+
 # What they have in common
 
 

@@ -66,7 +66,7 @@ def test_equal_methods_differ_in_five_of_a_hundred_and_the_interval_holds_zero(n
     # Four standard errors of a share of 5 % in 1,000; the exact test of 8 differences can only be below.
     assert 0.025 < rejected < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 1000)
     inside = ((found.low <= 0) & (found.high >= 0)).mean()
-    assert inside > (0.86 if n == 8 else 0.92)
+    assert inside > (0.86 if n == 8 else 0.9)
 
 
 def test_a_difference_that_is_there_is_found_about_as_often_as_the_t_test_finds_it():
@@ -189,9 +189,14 @@ def test_texts_that_one_method_skips_leave_the_pair():
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(InputError, match="same texts"):
         compare({"a": [result("deletion", "a", [1, 2])], "b": [result("deletion", "b", [1])]})
-    with pytest.raises(InputError, match="'b' was not scored by 'deletion'"):
-        compare({"a": [result("deletion", "a", [1, 2])], "b": []})
     assert compare({}).table.empty
+
+
+def test_a_metric_that_cannot_judge_a_method_is_compared_among_the_others():
+    a, b, c = (result("deletion", name, [0.1, 0.2, 0.3 + i]) for i, name in enumerate("abc"))
+    found = compare({"a": [a], "b": [b, result("insertion", "b", [0.5, 0.6, 0.7])], "c": [c]})
+    assert found.table[found.table["metric"] == "insertion"]["method"].tolist() == ["b"]
+    assert found.pairs["metric"].tolist() == ["deletion"] * 3
 
 
 def test_nothing_scored_has_no_best():

@@ -11,6 +11,7 @@ from captum.attr import InputXGradient as CaptumInputXGradient
 from captum.attr import IntegratedGradients as CaptumIntegratedGradients
 from captum.attr import NoiseTunnel
 from captum.attr import Saliency as CaptumSaliency
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from interpreto_mlops.attributions import (
     AttributionSet,
@@ -31,7 +32,9 @@ from interpreto_mlops.attributions.aggregation import Aggregation, aggregate
 from interpreto_mlops.attributions.baselines import Baseline
 from interpreto_mlops.attributions.gradients import Reduction, reduced
 from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Granularity
+from tests.conftest import word_tokenizer
 
 EIGHT = "the food was great but service very slow"
 ARCHITECTURES = ["bert", "roberta", "gpt2", "llama"]
@@ -158,6 +161,46 @@ def test_opposite_logits_have_opposite_scores(toy):
     for method in (InputXGradient, IntegratedGradients, GradientShap):
         item = method(toy("tanh"))([EIGHT], targets=[[0, 1]])[0]
         np.testing.assert_allclose(item.scores[0], -item.scores[1], atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (InputXGradient, {}),
+        (IntegratedGradients, {"n_nodes": 4}),
+        (GradientShap, {"n_draws": 5}),
+        (SmoothGrad, {"n_draws": 5, "input_x_gradient": True}),
+    ],
+)
+def test_a_contrast_is_the_difference(tiny_model, texts, method, options):
+    model = tiny_model()
+    model.model.double()
+    apart = method(model, **options)(texts, targets=[[2, 0]] * len(texts))
+    against = method(model, **options)(texts, targets=2, contrast=0)
+    for item, difference in zip(apart, against, strict=True):
+        expected = item.scores[0] - item.scores[1]
+        np.testing.assert_allclose(difference.scores[0], expected, atol=1e-10 * np.abs(item.scores).max())
+
+
+@pytest.mark.parametrize("method", [Saliency, InputXGradient, SmoothGrad])
+def test_generated_tokens_have_the_gradients_of_their_own_prefix(method):
+    """All rows of the matrix come from one pass; each is what a pass of its own would give."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=32)).eval()
+    model = TextModel(network, word_tokenizer(bos=False), name="tiny")
+    options = {"noise": 0} if method is SmoothGrad else {}
+    item = method(model, granularity="token", **options)(["the food was"], targets=["great but slow"])[0]
+    prompt, target = (model.tokenizer(part)["input_ids"] for part in ("the food was", "great but slow"))
+    for row, wanted in enumerate(target):
+        prefix = torch.tensor([prompt + target[:row]])
+        point = model.embedding(prefix).detach().requires_grad_(True)
+        score = network(inputs_embeds=point).logits[0, -1, wanted]
+        gradient = torch.autograd.grad(score, point)[0][0]
+        expected = (gradient * point[0].detach()).sum(-1) if method is InputXGradient else gradient.norm(dim=-1)
+        close(item.scores[row, : prefix.shape[1]], expected.numpy(), 1e-5)
+        assert np.isnan(item.scores[row, prefix.shape[1] :]).all()
+        assert item.output[row] == pytest.approx(float(score.detach()), abs=1e-5)
 
 
 # Paths

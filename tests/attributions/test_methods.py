@@ -615,3 +615,13 @@ def test_what_is_no_whole_number_is_refused(tiny_model, options):
 def test_numpy_numbers_are_numbers(tiny_model, tmp_path):
     explanations = KernelShap(tiny_model(), n_perturbations=np.int64(64), seed=np.int32(3))(["good food"])
     assert AttributionSet.load(explanations.save(tmp_path)).parameters["seed"] == 3
+
+
+def test_ngrams_are_players_of_several_words(tiny_model):
+    model = tiny_model()
+    item = Occlusion(model, granularity="2-grams")(["the food was great but service very slow again"])[0]
+    assert item.elements == ("the food", "was great", "but service", "very slow", "again")
+    v, n = word_values(model, item.text, item.targets[0].id)
+    everyone = set(range(n))
+    expected = [v(everyone) - v(everyone - {2 * k, 2 * k + 1}) for k in range(5)]
+    np.testing.assert_allclose(item.scores[0], expected, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from interpreto_mlops.attributions.metrics import (
     evaluate,
 )
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
+from interpreto_mlops.models import engine
+from interpreto_mlops.models.coalition_table import CoalitionTable
 
 RANKINGS = ["aopc", "comprehensiveness", "deletion", "insertion", "insertion_minus_deletion", "sufficiency"]
 
@@ -49,16 +52,14 @@ def test_the_metrics_of_rankings_cost_what_deletion_and_insertion_cost(tiny_mode
 
 def test_sharing_does_not_depend_on_how_many_texts_there_are(tiny_model, monkeypatch):
     """More rows than the engine's table holds: metrics of a text run together, so nothing is lost between them."""
-    from interpreto_mlops.models import engine
-
-    monkeypatch.setattr(engine, "_TABLE_ROWS", 400)
+    monkeypatch.setattr(engine, "CoalitionTable", partial(CoalitionTable, most_bytes=400 * 424))
     model = tiny_model()
     words = "the food was great but service very slow and cold".split()
     texts = [" ".join(words[i:] + words[:i]) for i in range(10)]
     explanations = Occlusion(model)(texts)
     each = [evaluate(explanations[i : i + 1], model, RANKINGS).counters["evaluations_run"] for i in range(10)]
     assert sum(each) > 400
-    # Not quite equal: texts of one length are the same when every word is replaced.
+    # Not quite equal perhaps: texts of one length are the same when every word is replaced.
     assert sum(each) - 10 < evaluate(explanations, model, RANKINGS).counters["evaluations_run"] <= sum(each)
 
 

@@ -10,9 +10,19 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from interpreto_mlops.attributions import Attributor, Estimate, Game, IntegratedGradients, KernelShap, Occlusion
+from interpreto_mlops.attributions import (
+    METHODS,
+    Attributor,
+    Estimate,
+    Game,
+    IntegratedGradients,
+    KernelShap,
+    Occlusion,
+)
 from interpreto_mlops.attributions.metrics import MetricSet, SanityCheck
+from interpreto_mlops.attributions.metrics.max_sensitivity import explained_again
 from interpreto_mlops.attributions.metrics.sanity import cascade, rank_correlation, reinitialise
+from interpreto_mlops.attributions.recall import recalled
 from interpreto_mlops.errors import InputError
 from tests.conftest import ARCHITECTURES
 
@@ -158,6 +168,21 @@ def test_the_copy_explains_the_same_targets(tiny_model):
     check = SanityCheck(explainer, n_random=20)
     each = [check(explanations).signed[:, 0] for explanations in (one, two)]
     np.testing.assert_allclose(check(both).signed[:, 0], np.mean(each, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [pytest.param(method, id=name) for name, method in METHODS.items()])
+def test_every_method_can_explain_again(tiny_model, method):
+    """With the same weights every method has the same answer; with others its correlations are numbers."""
+    model = tiny_model()
+    explainer = method(model)
+    explanations = explainer(["awful soup , not good", "we loved the quick service"])
+    programs = (
+        explained_again(explainer, question, elements) for _, question, elements in recalled(model, explanations)
+    )
+    for item, scores in zip(explanations, model.engine.run(programs), strict=True):
+        np.testing.assert_allclose(scores, item.scores, atol=1e-4, rtol=1e-3)
+    result = SanityCheck(explainer, n_random=10)(explanations)
+    assert np.isfinite(result.signed[:, ~np.isnan(result.values)]).all()
 
 
 def test_what_is_no_explainer_is_refused(tiny_model):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from interpreto_mlops.attributions import AttributionSet, IntegratedGradients, KernelShap, Occlusion
+from interpreto_mlops.attributions import METHODS, AttributionSet, IntegratedGradients, KernelShap, Occlusion
 from interpreto_mlops.attributions.metrics import MaxSensitivity, SoftComprehensiveness, SoftSufficiency
+from interpreto_mlops.attributions.metrics.subjects import subjects_of
 from interpreto_mlops.errors import InputError, ModelOutputError
 from interpreto_mlops.models.engine import Engine
 from interpreto_mlops.models.requests import EmbeddingRequest, GradientRequest, ScoreRequest
@@ -83,7 +84,7 @@ def test_all_kept_loses_nothing_and_all_gone_is_the_end_of_the_scale(tiny_model,
         shares = np.stack([np.ones((1, n)), np.zeros((1, n))])
         return (yield from judge.losses(subject, shares))
 
-    found = list(model.engine.run(losses(subject) for subject in judge.subjects(explanations)))
+    found = list(model.engine.run(losses(subject) for subject in subjects_of(explanations, model, "auto")))
     kept, gone = (0, 1) if metric is SoftSufficiency else (1, 0)
     for lost, nothing in found:
         assert 1 - lost[kept, 0] == pytest.approx(1, abs=1e-6)
@@ -190,11 +191,22 @@ def test_a_smaller_radius_moves_explanations_less(tiny_model, texts):
     assert near.diagnosticity > 0.8
 
 
-def test_a_method_that_replaces_ids_has_no_small_change(tiny_model):
+GRADIENTS = {"attn_lrp", "gradient_shap", "input_x_gradient", "integrated_gradients", "saliency"}
+GRADIENTS |= {"smooth_grad", "square_grad", "var_grad"}
+
+
+@pytest.mark.parametrize("method", [pytest.param(method, id=name) for name, method in METHODS.items()])
+def test_only_methods_that_take_gradients_have_a_small_change(tiny_model, method):
     model = tiny_model()
-    explainer = Occlusion(model)
-    with pytest.raises(InputError, match="needs a method that takes gradients; 'occlusion' only replaces token ids"):
-        MaxSensitivity(model, explainer=explainer)(explainer([FIVE]))
+    explainer = method(model)
+    explanations = explainer([FIVE])
+    metric = MaxSensitivity(model, explainer=explainer, n_draws=2, radius=1e-5)
+    if method.name in GRADIENTS:
+        assert 0 < metric(explanations).values[0] < 1e-3
+        return
+    words = f"needs a method that takes gradients, which '{method.name}' does not: token ids have no small change"
+    with pytest.raises(InputError, match=words):
+        metric(explanations)
 
 
 def test_explanations_of_another_method_are_refused(tiny_model):

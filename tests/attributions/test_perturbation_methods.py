@@ -315,11 +315,14 @@ def exchanges(n, order="total", seed=0, samples=32, toy=None):
 @pytest.mark.parametrize(("n", "samples"), [(11, 32), (24, 32), (40, 32), (12, 4), (20, 2)])
 def test_no_element_passes_for_a_dummy_because_its_masks_never_change(toy, n, samples):
     """Rounded to bits, 32 points of a Sobol sequence have 16 different columns and their complements."""
+    always = []
     for seed in range(30):
         a, b, element = exchanges(n, seed=seed, samples=samples, toy=toy)
+        always.append((np.bincount(element) == samples).mean())
         assert (a.sum(axis=0) == samples // 2).all()
         assert (b.sum(axis=0) == samples // 2).all()
         assert (np.bincount(element, minlength=n) > 0).all()
+    assert samples < 32 or np.mean(always) < 0.005, "nor do the two blocks mirror each other"
 
 
 def test_sampled_total_indices_are_salibs_but_for_the_number_of_exchanges(toy):
@@ -530,8 +533,8 @@ def test_lime_with_too_few_rows_takes_the_smallest_slopes_that_fit(toy):
     options(
         KernelShap=[{"n_perturbations": b, "sampling": s} for b in (150, 400) for s in ("paired", "leverage")],
         ShapleySampling=[{"n_perturbations": 150}, {"n_perturbations": 150, "antithetic": False}],
-        Banzhaf=[{"n_perturbations": b} for b in (30, 150, 600)],
-        Rise=[{"n_perturbations": 150}, {"n_perturbations": 600}, {"p": 0.3}, {"raw": True}, {"raw": True, "p": 0.7}],
+        Banzhaf=[{"n_perturbations": b} for b in (30, 150, 1600)],
+        Rise=[{"n_perturbations": 150}, {"n_perturbations": 1600}, {"p": 0.3}, {"raw": True}, {"raw": True, "p": 0.7}],
     ),
 )
 def test_the_standard_error_is_that_of_the_estimate(toy, method, chosen):
@@ -559,6 +562,18 @@ def test_rise_is_the_difference_of_conditional_means(toy, p):
     out = np.stack([(chance[~row, None] * game.values[~row]).sum(0) / (1 - p) for row in present.T], axis=1)
     np.testing.assert_allclose(game.play(Rise(model, p=p)).scores, kept - out, atol=1e-12)
     np.testing.assert_allclose(game.play(Rise(model, p=p, raw=True)).scores, kept, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [0.3, 0.5, 0.8])
+def test_masks_of_rise_come_in_pairs_that_mirror_each_other(toy, p):
+    game = TableGame(smooth(11))
+    game.play(Rise(toy("random"), p=p))
+    first, second = np.split(game.asked[0], 2)
+    assert game.asked[0].mean() == pytest.approx(p, abs=0.03)
+    if p <= 0.5:
+        assert not (first & second).any()
+    if p >= 0.5:
+        assert (first | second).all()
 
 
 def test_an_element_that_no_mask_keeps_gets_0_and_no_error(toy):

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from interpreto_mlops.errors import InputError, UnknownNameError
-from interpreto_mlops.text.granularity import NO_ELEMENT, Granularity, elements_of, sentence_spans, word_spans
+from interpreto_mlops.text.granularity import (
+    NO_ELEMENT,
+    Granularity,
+    elements_of,
+    ngram_spans,
+    parse_grain,
+    sentence_spans,
+    word_spans,
+)
 
 
 def words(text):
@@ -105,3 +113,24 @@ def test_without_offsets_only_tokens_work():
 def test_an_unknown_granularity_names_the_known():
     with pytest.raises(UnknownNameError, match="'all_tokens', 'token', 'word', 'sentence'"):
         Granularity.parse("paragraph")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 50])
+def test_ngrams_are_runs_of_words_that_end_with_their_sentence(n):
+    text = "The food was great. We loved it, really! 3.5 stars\nnever again"
+    runs = ngram_spans(text, n).tolist()
+    for start, end in sentence_spans(text).tolist():
+        words = word_spans(text[start:end]) + start
+        inside = [run for run in runs if start <= run[0] and run[1] <= end]
+        assert [run[0] for run in inside] == words[::n, 0].tolist()
+        assert [run[1] for run in inside] == [
+            *words[n - 1 :: n, 1].tolist(),
+            *([words[-1, 1]] if len(words) % n else []),
+        ]
+    assert len(runs) == sum(-(-len(word_spans(text[a:b])) // n) for a, b in sentence_spans(text).tolist())
+
+
+@pytest.mark.parametrize("name", ["0-grams", "-1-grams", "grams", "2 grams", "words", "x-grams"])
+def test_an_unknown_granularity_is_refused_with_the_known_ones(name):
+    with pytest.raises(UnknownNameError, match=f"unknown granularity '{name}'; known: 'all_tokens', .*'2-grams'"):
+        parse_grain(name)

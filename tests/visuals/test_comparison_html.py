@@ -74,7 +74,7 @@ def test_the_table_says_mean_interval_random_and_what_is_no_worse_than_the_best(
 
 def test_no_better_and_worse_than_random_is_said() -> None:
     same = comparison(["a"], random=float(np.mean(np.random.default_rng(0).uniform(0.2, 0.4, size=20))))
-    assert "no better than random" in methods_table(same).cells()[0][1].note
+    assert "\n≈ random" in methods_table(same).cells()[0][1].note
     worse = comparison(["a"], random=0.1)
     assert "\nworse than random 0.100" in methods_table(worse).cells()[0][1].note
     unknown = comparison(["a"], random=np.nan)

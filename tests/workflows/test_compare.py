@@ -10,19 +10,23 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 
 import interpreto_mlops as im
-from interpreto_mlops.attributions import AttributionSet, IntegratedGradients, KernelShap, Occlusion
+from interpreto_mlops.attributions import AttributionSet, IntegratedGradients, KernelShap, Occlusion, Saliency
 from interpreto_mlops.attributions.comparison import PAIR_COLUMNS, TABLE_COLUMNS
-from interpreto_mlops.attributions.metrics import Comprehensiveness, Deletion, Insertion
+from interpreto_mlops.attributions.metrics import Comprehensiveness, Deletion, Insertion, MaxSensitivity
+from interpreto_mlops.cli import main
 from interpreto_mlops.errors import DataError, InputError, ModelOutputError, TextWarning, UnknownNameError
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.workflows import together
 from interpreto_mlops.workflows.execute import execute
 from interpreto_mlops.workflows.recipes import load_recipe, parse_options, parse_recipe, parse_settings
-from interpreto_mlops.workflows.together import explain_together, joined
+from interpreto_mlops.workflows.together import explain_together
+from tests.conftest import WORDS
 from tests.visuals.hostile import PAYLOADS, assert_harmless
+from tests.workflows.writer import build_writer, save_writer
 
 FEW = {"n_random": 3}
 
@@ -50,7 +54,7 @@ def test_chunks_and_sharing_change_no_number(tiny_model, many, chunks_of_four):
     methods["path"] = IntegratedGradients(model)
     metrics = [Deletion(model, **FEW), Insertion(model, **FEW), Comprehensiveness(model, **FEW)]
     texts = [*many[:5], "", *many[5:]]
-    found = explain_together(methods, metrics, texts, {"targets": None})
+    found = explain_together(methods, dict.fromkeys(methods, metrics), texts, {"targets": None})
     for label, method in methods.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TextWarning)
@@ -75,24 +79,29 @@ def assert_same(ours, expected):
         assert ours.random_curve == pytest.approx(expected.random_curve, abs=1e-5)
 
 
-def test_methods_and_metrics_pay_once_for_what_they_share_however_many_texts_there_are(
-    tiny_model, many, chunks_of_four, monkeypatch
-):
-    """With a table for a few texts only, all the evaluations of one text are still shared."""
-    from interpreto_mlops.models import engine
-
-    def rows(table_rows):
-        monkeypatch.setattr(engine, "_TABLE_ROWS", table_rows)
-        model = tiny_model()
-        methods = {"occlusion": Occlusion(model), "shap": KernelShap(model, n_perturbations=2**11)}
-        explain_together(methods, [Deletion(model, **FEW), Insertion(model, **FEW)], many, {})
-        return model.engine.counters.evaluations_run
-
+def test_methods_and_metrics_pay_once_for_what_they_share(tiny_model, chunks_of_four):
+    """Two methods that enumerate every coalition, and metrics, cost no more than all coalitions once."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, size=8, replace=False)) for _ in range(10)]
     model = tiny_model()
-    distinct = sum(2 ** len(item) for item in Occlusion(model)(many))
-    # KernelShap enumerates every coalition, so nothing that the others ask for is new.
-    assert rows(2**18) <= distinct
-    assert rows(2**14) <= distinct
+    methods = {str(seed): KernelShap(model, n_perturbations=2**8, seed=seed) for seed in (0, 1)}
+    metrics = [Deletion(model, **FEW), Insertion(model, **FEW)]
+    explain_together(methods, dict.fromkeys(methods, metrics), texts, {})
+    assert model.engine.counters.evaluations_asked > 2 * 10 * 2**8
+    assert model.engine.counters.evaluations_run <= 10 * 2**8
+
+
+def test_a_metric_that_fails_names_the_text_of_the_whole_data_set(tiny_model, many, chunks_of_four):
+    import torch
+
+    judged = tiny_model()
+    other = tiny_model()
+    with torch.no_grad():
+        other.embedding.weight[other.tokenizer.convert_tokens_to_ids("hated")] = float("nan")
+    texts = [*[text.replace("hated", "loved") for text in many[:9]], "we hated it"]
+    with pytest.raises(ModelOutputError, match="for text 9"):
+        metrics = {"occlusion": [Deletion(other, **FEW)]}
+        explain_together({"occlusion": Occlusion(judged)}, metrics, texts, {})
 
 
 def test_a_stream_that_fails_is_closed_and_the_error_names_the_text(tiny_model, many, chunks_of_four):
@@ -103,7 +112,7 @@ def test_a_stream_that_fails_is_closed_and_the_error_names_the_text(tiny_model, 
         model.embedding.weight[model.tokenizer.convert_tokens_to_ids("hated")] = float("nan")
     texts = [*[text.replace("hated", "loved") for text in many[:9]], "we hated it"]
     with pytest.raises(ModelOutputError, match="for text 9"):
-        explain_together({"occlusion": Occlusion(model)}, [], texts, {})
+        explain_together({"occlusion": Occlusion(model)}, {"occlusion": []}, texts, {})
     assert model.engine._shared is None
 
 
@@ -264,6 +273,17 @@ def test_a_comparison_shows_itself_in_a_notebook(tiny_model, many):
         found.plot("money")
 
 
+def test_too_few_texts_are_said_to_be_too_few(tiny_model, many, database):
+    client = client_of(database)
+    for n, words in ((5, "5 texts are too few"), (8, "of 1 paired differences are significant")):
+        found = im.compare_methods(
+            tiny_model(), many[:n], ["occlusion", "saliency"], ["deletion"], tracking_uri=database, targets=1, **FEW
+        )
+        report = client.get_run(found.report_run_id)
+        assert words in report.data.tags["mlflow.note.content"]
+        assert "targets=1" in report.data.tags["interpreto.command"]
+
+
 def test_targets_may_come_from_a_column(tiny_model, many, database, tmp_path):
     model = tiny_model()
     model.model.save_pretrained(tmp_path / "model")
@@ -326,12 +346,110 @@ def test_hostile_texts_and_labels_stay_text(tiny_model, database, download, stor
     assert [item.text for item in AttributionSet.load(folder)] == list(PAYLOADS)
 
 
-def test_results_join_as_if_they_were_one(tiny_model, many):
+def test_metrics_that_need_the_method_or_rationales_come_at_the_end(tiny_model, many):
+    """Max-sensitivity judges only what takes gradients: the other method is compared by the other metrics."""
     model = tiny_model()
-    metric, explained = Insertion(model, **FEW), Occlusion(model)(many)
-    whole = metric(explained)
-    parts = joined([metric(explained[:5]), metric(explained[5:6]), metric(explained[6:])])
-    assert parts.values == pytest.approx(whole.values, abs=1e-5)
-    assert parts.better_than_random == pytest.approx(whole.better_than_random)
-    assert parts.curve == pytest.approx(whole.curve, abs=1e-5)
-    assert parts.interval() == pytest.approx(whole.interval(), abs=1e-5)
+    rationales = [[(0, 4)] for _ in many]
+    found = im.compare_methods(
+        model,
+        many,
+        ["occlusion", "saliency"],
+        ["deletion", "max_sensitivity", "plausibility"],
+        rationales=rationales,
+        options={"max_sensitivity": {"n_draws": 2}},
+        log=False,
+        **FEW,
+    )
+    names = ["deletion", "max_sensitivity", "plausibility/auprc", "plausibility/token_f1"]
+    by_metric = found.table.groupby("metric")["method"].apply(list).to_dict()
+    assert set(names) <= set(by_metric)
+    assert by_metric["max_sensitivity"] == ["saliency"]
+    assert by_metric["deletion"] == ["occlusion", "saliency"]
+    assert "n/a" in found._repr_html_()
+    alone = MaxSensitivity(model, explainer=Saliency(model), n_draws=2, **FEW)(found.explanations["saliency"])
+    ours = found.results["saliency"]["max_sensitivity"]
+    assert ours.values == pytest.approx(alone.values, abs=1e-5, nan_ok=True)
+    with pytest.raises(InputError, match="needs a method that takes gradients"):
+        im.compare_methods(model, many[:2], ["occlusion"], ["max_sensitivity"], log=False, **FEW)
+    with pytest.raises(InputError, match="needs rationales"):
+        im.compare_methods(model, many[:2], ["occlusion"], ["plausibility"], log=False, **FEW)
+    with pytest.raises(InputError, match="only Python's `compare_methods` takes"):
+        parse_recipe({"kind": "attribute", "model": "x", "data": "y", "metrics": ["plausibility"]}).check()
+
+
+def test_results_of_chunks_keep_what_is_of_all_texts(tiny_model, many, chunks_of_four):
+    """The random draws and z of a result are of the whole data set, not of its parts."""
+    model = tiny_model()
+    metric = Deletion(model, **FEW)
+    (found,) = explain_together({"o": Occlusion(model)}, {"o": [metric]}, many, {}).values()
+    (ours,), whole = found.scores, metric(found.explanations)
+    np.testing.assert_allclose(ours.random_draws, whole.random_draws, atol=1e-6)
+    assert ours.z == pytest.approx(whole.z, rel=1e-3)
+    assert ours.interval() == pytest.approx(whole.interval(), abs=1e-6)
+
+
+@pytest.fixture
+def writer():
+    return build_writer()
+
+
+def test_a_language_models_continuations_go_through_the_command_to_the_page(many, database, tmp_path):
+    save_writer(tmp_path, many[:3])
+    result = CliRunner().invoke(
+        main,
+        [
+            *("attribute", "--model", str(tmp_path / "writer"), "--data", str(tmp_path / "prompts.csv")),
+            *("--text-column", "prompt"),
+            *("--tracking-uri", database, "--methods", "occlusion,saliency", "--metrics", "deletion,sufficiency"),
+            *("--n-random", "3", "--inference-mode", "log_softmax"),
+            *("--generate", "max_new_tokens=4", "--generate", "min_new_tokens=4", "--target-granularity", "token"),
+        ],
+        catch_exceptions=False,
+    )
+    assert result.exit_code == 0, result.output
+    client = client_of(database)
+    runs = client.search_runs([client.get_experiment_by_name("interpreto").experiment_id])
+    run = next(run for run in runs if run.data.params.get("method") == "occlusion")
+    assert 0 <= run.data.metrics["faithfulness/deletion"] <= 1
+    folder = Path(client.download_artifacts(run.info.run_id, "attributions", str(tmp_path)))
+    assert (folder / "matrix.png").is_file()
+    items = AttributionSet.load(folder)
+    for item in items:
+        assert len(item.targets) == 4
+        # What a target can see grows from the prompt on; a token without text is no element.
+        seen = item.valid.sum(axis=1)
+        assert item.valid.tolist() == [[j < n for j in range(len(item))] for n in seen]
+        assert seen[0] == (item.spans[:, 0] < item.boundary).sum()
+        assert (np.diff(seen) >= 0).all()
+    page = assert_harmless((folder / "attributions.html").read_text(encoding="utf-8"))
+    assert len(page.find("td", "cell")) == sum(item.scores.size for item in items)
+    examples = json.loads((folder / "examples.json").read_text())
+    assert len(examples["data"]) == 12
+    recipe = load_recipe(client.download_artifacts(run.info.run_id, "recipe.yaml", str(tmp_path)))
+    assert recipe.generate == {"max_new_tokens": 4, "min_new_tokens": 4}
+
+
+def test_the_recipe_of_generation_is_one_that_runs(many, database, tmp_path, monkeypatch):
+    save_writer(tmp_path, many[:2])
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(Path(__file__).resolve().parents[2] / "recipes" / "generation.yaml")
+    short = {"tracking_uri": database, "generate": {"max_new_tokens": 3}, "n_random": 2}
+    outcome = execute(recipe.model_copy(update=short), command="…")
+    assert outcome.comparison.table["method"].nunique() == len(recipe.methods)
+    assert all(len(item.targets) <= 3 for item in outcome.comparison.explanations["occlusion"])
+
+
+def test_given_continuations_and_contrasts_are_passed_on(writer, tiny_model, many):
+    given = TextDataset("d", tuple(many[:2]), targets=("good food", ""))
+    call = {"generation": {"max_new_tokens": 2, "min_new_tokens": 2}, "log": False, **FEW}
+    found = im.compare_methods(writer, given, ["occlusion"], [], **call)
+    first, second = found.explanations["occlusion"]
+    assert [target.name for target in first.targets] == ["good", "food"]
+    assert len(second.targets) == 2
+    model = tiny_model()
+    (against,) = im.compare_methods(
+        model, many[:1], ["occlusion"], [], targets=0, contrast="LABEL_2", log=False
+    ).explanations["occlusion"]
+    assert against.targets[0].contrast_name == "LABEL_2"
+    (a,), (b,) = (Occlusion(model)(many[:1], each) for each in (0, 2))
+    assert against.scores == pytest.approx(a.scores - b.scores, abs=1e-5)

@@ -19,7 +19,8 @@ class Rfem(ContributionMethod):
 
     For each head, (attention + identity) / 2 is multiplied over layers; an entry of the row that is read counts where
     it is at least mean + k · standard deviation of the head's matrix. Mean, deviation and maximum leave out the columns
-    of special tokens and, on causal models, of the first token, which takes most of the attention; those score 0.
+    of special tokens and, on causal models, of the first token, which takes most of the attention; those score 0. What
+    follows the position that is read counts on encoders only.
     Unsigned, and the same for every class: the paper's variant for one class is not implemented. Takes one forward
     pass.
 
@@ -41,6 +42,6 @@ class Rfem(ContributionMethod):
 
     def rows(self, encoding: Encoding, positions: tuple[int, ...]) -> ContributionRows:
         """Ask for rows of the filtered maps."""
-        excluded = encoding.special.copy()
+        excluded = encoding.special[: len(encoding)].copy()
         excluded[0] |= self.model.is_causal
-        return RfemRows(len(encoding), positions, tuple(excluded.tolist()), float(self.k))
+        return RfemRows(len(encoding), positions, tuple(excluded.tolist()), float(self.k), self.model.is_causal)

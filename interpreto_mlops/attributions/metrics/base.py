@@ -127,10 +127,6 @@ class TextMetric(Metric):
         (result,) = score_together([self], explanations, progress=progress)
         return result
 
-    def subjects(self, explanations: AttributionSet) -> Iterator[Subject]:
-        """Yield each text as this metric sees it."""
-        return subjects_of(explanations, self.model, self.replacement, joint=self.joint)
-
     @abstractmethod
     def program(self, subject: Subject) -> Program[Outcome]:
         """Score one text that has elements and targets, or return why it is skipped."""
@@ -192,17 +188,33 @@ def score_together(
     """
     engine = metrics[0].model.engine
     before = engine.counters.copy()
-    views = zip(*(metric.subjects(explanations) for metric in metrics), strict=True)
-    programs = (
-        side_by_side([metric.checked_program(view) for metric, view in zip(metrics, row, strict=True)]) for row in views
-    )
     title = metrics[0].name if len(metrics) == 1 else f"{len(metrics)} metrics"
-    run = tqdm(
-        engine.run(programs), total=len(explanations), desc=title, unit="text", disable=hidden(progress), leave=False
+    found = outcomes_together(metrics, explanations)
+    outcomes = list(
+        tqdm(found, total=len(explanations), desc=title, unit="text", disable=hidden(progress), leave=False)
     )
-    outcomes = list(run)
     counters = engine.counters.since(before).as_dict()
     return [metric.result(explanations, [row[k] for row in outcomes], counters) for k, metric in enumerate(metrics)]
+
+
+def outcomes_together(metrics: Sequence[TextMetric], explanations: AttributionSet) -> Iterator[list[Outcome]]:
+    """Yield for each text what each metric finds, the rows that they share evaluated once."""
+    programs = (
+        side_by_side([metric.checked_program(view) for metric, view in zip(metrics, row, strict=True)])
+        for row in _views(metrics, explanations)
+    )
+    yield from metrics[0].model.engine.run(programs)
+
+
+def _views(metrics: Sequence[TextMetric], explanations: AttributionSet) -> Iterator[list[Subject]]:
+    """Yield each text as each metric sees it; metrics that see it alike share one view."""
+    kinds = [(metric.replacement, metric.joint) for metric in metrics]
+    streams = {
+        kind: subjects_of(explanations, metrics[0].model, kind[0], joint=kind[1]) for kind in dict.fromkeys(kinds)
+    }
+    for row in zip(*streams.values(), strict=True):
+        seen = dict(zip(streams, row, strict=True))
+        yield [seen[kind] for kind in kinds]
 
 
 def side_by_side(programs: Sequence[Program[R]]) -> Program[list[R]]:

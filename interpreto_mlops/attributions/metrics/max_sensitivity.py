@@ -25,6 +25,7 @@ from interpreto_mlops.models.requests import (
     GradientRequest,
     GradientResult,
     Program,
+    Readout,
     Request,
     Result,
     ScoreRequest,
@@ -91,8 +92,10 @@ class MaxSensitivity(TextMetric):
     def _explained(self, subject: Subject, draw: int) -> Program[Floats]:
         """Explain the text with its embeddings moved, shape (targets, elements)."""
         encoding = subject.game.encoding
-        shift = _Shift(encoding, subject.player_of_token != NO_ELEMENT, self.radius, (encoding.seed(self.seed), draw))
-        program = explained_again(self.explainer, subject.game.question, subject.game.elements)
+        question = subject.game.question
+        players = subject.player_of_token != NO_ELEMENT
+        shift = _Shift(encoding, players, self.radius, (encoding.seed(self.seed), draw), type(question.readout))
+        program = explained_again(self.explainer, question, subject.game.elements)
         gradients, answers = False, None
         while True:
             try:
@@ -106,8 +109,8 @@ class MaxSensitivity(TextMetric):
             answers = [join([next(received) for _ in asked]) for asked, join in moves]
         if not gradients:
             raise InputError(
-                f"{self.name} needs a method that takes gradients; {self.explainer.name!r} only replaces token ids, "
-                "which have no small change"
+                f"{self.name} needs a method that takes gradients, which {self.explainer.name!r} does not: "
+                "token ids have no small change"
             )
         return explained
 
@@ -125,12 +128,14 @@ class _Shift:
         players: which tokens move, shape (tokens,).
         radius: the largest move of a component.
         seed: of the move.
+        kind: the readout of scores; what else a method reads is none that a gradient method asks for.
     """
 
     encoding: Encoding
     players: npt.NDArray[np.bool_]
     radius: float
     seed: tuple[int, int]
+    kind: type[Readout]
 
     def request(self, request: Request) -> tuple[list[Request], Join]:
         """Return what to ask instead, and what makes the answer from the answers to that."""
@@ -158,7 +163,7 @@ class _Shift:
     def _score(self, request: ScoreRequest) -> tuple[list[Request], Join]:
         """Ask for the untouched text at its moved embeddings, for other rows as they are."""
         whole = np.asarray([np.array_equal(row, self.encoding.ids) for row in request.rows], dtype=bool)
-        if not whole.any():
+        if not whole.any() or type(request.readout_of(0)) is not self.kind:
             return [request], _only
         text = EmbeddingRequest(
             self.encoding,
