@@ -178,6 +178,7 @@ def test_counters_count_what_is_computed():
     )
     model.engine.prefixes.wanted = True
     assert model.engine.prefixes.works
+    Occlusion(model)([PROMPT], targets=[TARGET])  # what a model is asked once, it is asked here
     seen.clear()
     counters = Occlusion(model, inference_mode="softmax")([PROMPT], targets=[TARGET]).counters
     handle.remove()
