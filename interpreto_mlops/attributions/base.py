@@ -207,7 +207,8 @@ class Attributor(ABC):
             (read,) = yield [game.request(np.concatenate([ends, asked]), exact=2)]
             game.settle(read[:2], self._mode)
             return game.objective.score(read[2:])
-        if asked.is_text:
+        # Under autocast the text's score is read apart, in the model's own dtype.
+        if asked.is_text and self.model.autocast is None:
             (result,) = yield [asked.request(game, self._settling(game))]
             return result
         # Not every query needs the empty text, and some tokenizers have nothing that could stand for it.
@@ -257,11 +258,15 @@ class Attributor(ABC):
             baseline_output=base,
             standard_error=None if error is None else game.matrix(error),
             parameters={**parameters, **estimate.parameters},
-            checks=estimate.checks,
+            checks={**estimate.checks, **game.not_shown(estimate.scores)},
         )
 
     def _recorded(self, game: Game) -> dict[str, Any]:
-        return {**self.parameters, "replacement": str(game.replacement), **self.model.arithmetic}
+        # As files keep them: numbers of Python's own.
+        given = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in self.parameters.items()
+        }
+        return {**given, "replacement": str(game.replacement), **self.model.arithmetic}
 
     def _empty(self, game: Game) -> Attribution:
         targets = game.question.expected

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
+from interpreto_mlops.attributions.metrics.results import Floats, MetricResult, SanityResult
 from interpreto_mlops.attributions.results import AttributionSet
 from interpreto_mlops.errors import InputError
 
@@ -243,7 +243,7 @@ def _pairs(metric: str, column: Mapping[str, MetricResult], level: float, seed: 
     names = list(combinations(column, 2))
     if not names:
         return []
-    differences = np.stack([column[a].values - column[b].values for a, b in names], axis=1)
+    differences = np.stack([_merit(column[a]) - _merit(column[b]) for a, b in names], axis=1)
     tests = paired_tests(differences, level=level, seed=seed)
     corrected = holm(tests.p_value)
     rows = []
@@ -302,12 +302,16 @@ def _rows(
     return rows
 
 
+def _merit(result: MetricResult) -> Floats:
+    """Return what methods are compared by; of a sanity check the distance from 0, on either side of which is bad."""
+    return np.abs(result.values) if isinstance(result, SanityResult) else result.values
+
+
 def best_method(column: Mapping[str, MetricResult]) -> str | None:
     """Return the method of the best mean, the first of several; None when no method has one."""
+    means = {label: abs(r.mean) if isinstance(r, SanityResult) else r.mean for label, r in column.items()}
     signed = {
-        label: result.mean if result.higher_is_better else -result.mean
-        for label, result in column.items()
-        if not np.isnan(result.mean)
+        label: mean if column[label].higher_is_better else -mean for label, mean in means.items() if not np.isnan(mean)
     }
     return max(signed, key=lambda label: signed[label]) if signed else None
 

@@ -92,6 +92,15 @@ class Game:
         """Aggregate token scores, shape (..., tokens), over the tokens of each player, shape (..., players)."""
         return aggregate(token_scores, self.of_token, self.n_players, how)
 
+    def not_shown(self, scores: Floats) -> dict[str, float]:
+        """Return what the largest sum of scores is that `matrix` leaves out of a target's row, where there are some.
+
+        A word that holds a target and tokens before it is such an element: the tokens before count, and are not shown.
+        """
+        left_out = self.valid & ~np.broadcast_to(self._visible[:, self.players], self.valid.shape)
+        sums = np.where(left_out, scores, 0.0).sum(axis=1)
+        return {"not_shown": float(np.abs(sums).max())} if left_out.any() else {}
+
     def matrix(self, scores: Floats) -> Floats:
         """Put the players' scores, shape (targets, players), into the matrix of all elements.
 

@@ -63,7 +63,8 @@ def _classes(model: TextModel, item: Attribution, encoding: Encoding) -> Questio
 def _continuation(model: TextModel, item: Attribution) -> ContinuationQuestion:
     if item.ids is None or item.prompt_tokens is None:
         raise InputError(f"text {item.index} explains no continuation, and {model.name!r} is a language model")
-    if len(item.ids) and int(item.ids.max()) >= model.embedding.weight.shape[0]:
+    scored = [i for target in item.targets for i in (*target.ids, *target.contrast)]
+    if max(item.ids, default=0) >= model.embedding.weight.shape[0] or max(scored, default=0) >= model.vocabulary:
         raise InputError(f"text {item.index} holds token ids that {model.name!r} does not have")
     encoding = Encoding(
         text=item.text,

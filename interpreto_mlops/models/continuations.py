@@ -241,12 +241,21 @@ def _generation_options(model: TextModel, generation: Mapping[str, Any] | None) 
         # Older releases of transformers count 20 tokens with the prompt where nothing is said.
         own = limits[0] is not None or limits[1] not in (None, 20)
         options.update({} if own else {"max_new_tokens": DEFAULT_NEW_TOKENS})
+    _check_total_length(model, options.get("max_length"))
     if "max_length" not in options and limits[0] is not None:
         options.setdefault("max_new_tokens", limits[0])
     options.setdefault("num_return_sequences", 1)
     if getattr(config, "pad_token_id", None) is None:
         options.setdefault("pad_token_id", model.fill_id)
     return options
+
+
+def _check_total_length(model: TextModel, asked: int | None) -> None:
+    # The last token is predicted, never read; an encoder-decoder's start token counts.
+    if asked is not None and model.max_length is not None and asked > model.max_length + 1:
+        raise InputError(
+            f"generation's max_length {asked} is more than the {model.max_length} that {model.name!r} takes"
+        )
 
 
 def _generate(model: TextModel, prompts: Sequence[Prompt], options: Mapping[str, Any]) -> list[Ids]:

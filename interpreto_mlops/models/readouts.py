@@ -154,6 +154,16 @@ class SourceTokenScores(TokenScores):
     `prompt_tokens` is the length of the source; positions count from the start of the row.
     """
 
+    def without(self, kept: npt.NDArray[np.bool_]) -> Readout:
+        """Return the places in a row of which only some tokens are left.
+
+        Raises:
+            InputError: the token that the decoder starts with is taken out (`all_tokens`).
+        """
+        if not kept[self.prompt_tokens]:
+            raise InputError("replacement 'remove' leaves the decoder nothing to start with; give a token id")
+        return super().without(kept)
+
     def numbers(self, model: TextModel) -> int:
         """Return how many logits a row has, those of all places of the decoder."""
         return (max(self.positions) + 1 - self.prompt_tokens) * model.vocabulary

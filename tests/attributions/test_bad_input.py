@@ -9,8 +9,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from interpreto_mlops.attributions import AttributionSet, IntegratedGradients, KernelShap, Occlusion
+from interpreto_mlops.attributions import (
+    AttentionRollout,
+    AttnLrp,
+    AttributionSet,
+    InputXGradient,
+    IntegratedGradients,
+    KernelShap,
+    Lime,
+    Occlusion,
+    Saliency,
+    SmoothGrad,
+)
 from interpreto_mlops.attributions.metrics import Comprehensiveness, Deletion, Insertion, Sufficiency
 from interpreto_mlops.errors import InputError, InterpretoError, ModelOutputError, TextWarning, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
@@ -393,3 +405,57 @@ def test_no_part_of_the_model_is_moved_or_cast(kind):
     assert not moved
     model.model.to("cpu")
     assert moved
+
+
+def test_a_length_that_the_model_does_not_take_is_refused_before_it_generates(calls):
+    model = language_model("gpt2")
+    check, watched = Occlusion(model), calls(model)
+    with pytest.raises(InputError, match="max_length 34 is more than the 32"):
+        check(["the food"], generation={"max_length": 34})
+    assert not watched
+    assert len(check(["the food"], generation={"max_length": 33, "eos_token_id": 63})[0].ids) <= 32
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_a_decoder_keeps_the_token_that_it_starts_with(kind):
+    explain_all = Occlusion(language_model(kind), granularity="all_tokens", replacement="remove")
+    with pytest.raises(InputError, match="nothing to start with"):
+        explain_all(["the food was good"], ["it was"])
+
+
+@pytest.mark.parametrize("option", ["targets", "contrast"])
+def test_a_model_without_the_explained_tokens_is_refused(option):
+    model = language_model("gpt2")
+    given = {"targets": [[5, 6]], "contrast": [[5, 7]], option: [[5, 60]]}
+    explanations = Occlusion(model)(["the food"], **given)
+    config = GPT2Config(vocab_size=48, n_embd=32, n_layer=1, n_head=4, n_positions=32, bos_token_id=2, eos_token_id=3)
+    with pytest.raises(InputError, match="token ids that 'small' does not have"):
+        Deletion(TextModel(GPT2LMHeadModel(config).eval(), word_tokenizer(bos=False), name="small"))(explanations)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (SmoothGrad, {"noise": np.float32(0.1), "n_draws": 2}),
+        (IntegratedGradients, {"tolerance": np.float32(9)}),
+        (AttentionRollout, {"alpha": np.float32(0.5)}),
+    ],
+)
+def test_numbers_of_numpy_are_kept_as_numbers(method, options, tmp_path):
+    explanations = method(make("classifier"), **options)(TEXTS)
+    assert AttributionSet.load(explanations.save(tmp_path)) == explanations
+
+
+def test_infinite_widths_and_tolerances_are_refused():
+    model = make("classifier")
+    for method, options in ((Lime, {"kernel_width": np.inf}), (IntegratedGradients, {"tolerance": np.inf})):
+        with pytest.raises(InputError, match="not inf"):
+            method(model, **options)
+
+
+@pytest.mark.parametrize("method", [AttnLrp, InputXGradient, Saliency])
+def test_under_autocast_the_output_is_that_of_the_models_own_dtype(method):
+    model = make("classifier")
+    half = TextModel(model.model, model.tokenizer, autocast="bfloat16")
+    for item, other in zip(method(half)(TEXTS), Occlusion(model)(TEXTS), strict=True):
+        np.testing.assert_allclose(item.output, other.output, atol=1e-6)

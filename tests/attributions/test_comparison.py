@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from interpreto_mlops.attributions.comparison import compare, holm, paired_tests, pareto
-from interpreto_mlops.attributions.metrics.results import MetricResult
+from interpreto_mlops.attributions.metrics.results import MetricResult, SanityResult
 from interpreto_mlops.errors import InputError
 
 
@@ -220,3 +220,15 @@ def test_pareto_by_brute_force():
             )
             assert found[i] == (not beaten and i not in (3, 4))
     assert pareto(np.zeros(0), np.zeros(0), higher_is_better=True).tolist() == []
+
+
+def test_the_best_of_a_sanity_check_is_the_nearest_to_no_correlation():
+    rng = np.random.default_rng(0)
+    values = {"mirrored": -0.9 + 0.05 * rng.random(12), "lost": 0.1 * (rng.random(12) - 0.5)}
+    found = {
+        label: [SanityResult(**vars(result("sanity_check", label, each, random=0.0, higher=False)))]
+        for label, each in values.items()
+    }
+    comparison = compare(found)
+    assert comparison.table.set_index("method")["best"].to_dict() == {"mirrored": False, "lost": True}
+    assert comparison.pairs["better"].tolist() == ["lost"]

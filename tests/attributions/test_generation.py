@@ -767,3 +767,18 @@ def test_no_padding_token_and_one_that_ends_texts():
         for a, b in zip(Occlusion(model)(PROMPTS, **SIX), generated, strict=True):
             assert a.text == b.text
         assert model.tokenizer.pad_token == pad
+
+
+@pytest.mark.parametrize("method", [KernelShap, Occlusion])
+def test_what_a_word_with_its_own_target_carries_is_said(small_gpt2, method):
+    """Its first token counts for its second, which has no score for the word that it belongs to."""
+    model = small_gpt2
+    item = method(model)(["the food was"], ["  goood"])[0]
+    tokens = method(model, granularity="token")(["the food was"], ["  goood"])[0]
+    assert "not_shown" not in tokens.checks
+    assert len(item.targets) > len(item) - 3
+    if method is KernelShap:
+        gap = np.abs(np.nansum(item.scores, axis=1) - (item.output - item.baseline_output)).max()
+        assert item.checks["efficiency_gap"] < 1e-9 < gap
+        assert item.checks["not_shown"] == pytest.approx(gap)
+    assert item.checks["not_shown"] > 0

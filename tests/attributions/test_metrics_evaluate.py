@@ -7,6 +7,8 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 from interpreto_mlops.attributions import AttributionSet, IntegratedGradients, KernelShap, Occlusion
 from interpreto_mlops.attributions.metrics import (
@@ -21,6 +23,8 @@ from interpreto_mlops.attributions.metrics import (
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
 from interpreto_mlops.models import engine
 from interpreto_mlops.models.coalition_table import CoalitionTable
+from interpreto_mlops.models.text_model import TextModel
+from tests.conftest import word_tokenizer
 
 RANKINGS = ["aopc", "comprehensiveness", "deletion", "insertion", "insertion_minus_deletion", "sufficiency"]
 
@@ -219,3 +223,25 @@ def test_insertion_and_deletion_of_one_ranking_differ_by_their_difference(tiny_m
     np.testing.assert_allclose(results["insertion_minus_deletion"].values, difference, atol=1e-12)
     assert Insertion.higher_is_better
     assert not Deletion.higher_is_better
+
+
+def test_all_leaves_out_what_cannot_judge_the_explainer(tiny_model, texts):
+    model = tiny_model()
+    explainer = Occlusion(model)
+    explanations = explainer(texts)
+    assert list(evaluate(explanations, model, explainer=explainer)) == list(evaluate(explanations, model))
+    with pytest.raises(InputError, match="gradients"):
+        evaluate(explanations, model, ["max_sensitivity"], explainer=explainer)
+
+
+def test_a_joint_metric_of_one_target_is_the_metric_of_that_target_also_below_zero():
+    torch.manual_seed(0)
+    size = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    network = BertForSequenceClassification(BertConfig(**size, intermediate_size=48, num_labels=1))
+    with torch.no_grad():
+        network.classifier.bias.fill_(-3.0)
+    model = TextModel(network.eval(), word_tokenizer())
+    explanations = Occlusion(model)(["the food was great", "awful soup"])
+    plain, joint = (evaluate(explanations, model, ["deletion"], joint=each)["deletion"] for each in (False, True))
+    assert plain.mean < -2
+    np.testing.assert_allclose(joint.values, plain.values)

@@ -70,8 +70,8 @@ class IntegratedGradients(PathAttributor):
         if self.n_nodes is not None:
             object.__setattr__(self, "n_nodes", as_integer("n_nodes", self.n_nodes, 1))
         quadrature(self.rule, _NODES[0] if self.n_nodes is None else self.n_nodes)
-        if isinstance(self.tolerance, str) or not self.tolerance > 0:
-            raise InputError(f"the tolerance must be above 0, not {self.tolerance!r}")
+        if isinstance(self.tolerance, str) or not 0 < self.tolerance < float("inf"):
+            raise InputError(f"the tolerance must be above 0 and finite, not {self.tolerance!r}")
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""

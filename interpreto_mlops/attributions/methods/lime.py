@@ -54,7 +54,7 @@ class Lime(SamplingAttributor):
         if self.sampling not in _SAMPLING:
             raise UnknownNameError("sampling", self.sampling, _SAMPLING)
         if self.kernel_width is not None:
-            if not as_number(self.kernel_width) > 0:
+            if not 0 < as_number(self.kernel_width) < float("inf"):
                 raise InputError(f"kernel_width must be above 0, or None for equal weights, not {self.kernel_width!r}")
             object.__setattr__(self, "kernel_width", as_number(self.kernel_width))
         if not 0 <= as_number(self.alpha) < float("inf"):

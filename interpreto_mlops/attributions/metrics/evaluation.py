@@ -34,7 +34,8 @@ def evaluate(
         explanations: one method's attributions.
         model: the model that was explained.
         metrics: `all`, registry names, metrics, or both kinds mixed. `all` leaves out the costly ones (such as
-            `normalized_aopc` and `sanity_check`), and those that need an explainer or rationales which are not given.
+            `normalized_aopc` and `sanity_check`), those that need an explainer or rationales which are not given, and
+            `max_sensitivity` of a method that takes no gradients.
         explainer: the method that made the explanations, for `max_sensitivity` and `sanity_check`.
         rationales: for `plausibility`: for each text pairs (start, end) of characters.
         progress: True for progress bars, False for none, None when the output is a terminal.
@@ -56,7 +57,13 @@ def evaluate(
     by_metric = dict(zip(map(id, together), shared, strict=True))
     results: list[MetricResult] = []
     for metric in chosen:
-        found = by_metric.get(id(metric)) or metric(explanations, progress=progress)
+        try:
+            found = by_metric.get(id(metric)) or metric(explanations, progress=progress)
+        except InputError:
+            # Not every method can be judged by every metric: those that were not asked for by name are left out.
+            if metrics != "all" or metric.needs != "explainer":
+                raise
+            continue
         results += found.values() if isinstance(found, MetricSet) else [found]
     return MetricSet(results, counters=_total(shared, results))
 

@@ -85,7 +85,8 @@ class Subject:
     def probabilities(self, read: Floats) -> Floats:
         """Return each target's probability in each row that was read, shape (rows, targets)."""
         values = self._objective(read, InferenceMode.SOFTMAX).probability.score(read)
-        if not self.joint:
+        # The mean of one is itself, also of a regression's output, which may be below 0.
+        if not self.joint or values.shape[1] == 1:
             return values
         tiny = np.finfo(np.float64).tiny
         joined: Floats = np.exp(np.log(np.maximum(values, tiny)).mean(axis=1, keepdims=True))
