@@ -20,6 +20,7 @@ from interpreto_mlops.attributions import (
     KernelShap,
     Lime,
     Occlusion,
+    Rfem,
     Saliency,
     SmoothGrad,
 )
@@ -459,3 +460,27 @@ def test_under_autocast_the_output_is_that_of_the_models_own_dtype(method):
     half = TextModel(model.model, model.tokenizer, autocast="bfloat16")
     for item, other in zip(method(half)(TEXTS), Occlusion(model)(TEXTS), strict=True):
         np.testing.assert_allclose(item.output, other.output, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [None, "x", True, np.inf])
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (IntegratedGradients, "tolerance"),
+        (AttentionRollout, "alpha"),
+        (Rfem, "k"),
+        (Deletion, "max_fraction"),
+        (Comprehensiveness, "bins"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_one_sentence(kind, option, wrong):
+    value = (0.5, wrong) if option == "bins" else wrong
+    with pytest.raises(InputError, match="not "):
+        kind(make("classifier"), **{option: value})
+
+
+def test_bins_are_a_list_of_shares():
+    for wrong in (0.5, "0.5", (), None):
+        with pytest.raises(InputError, match="the bins must be shares"):
+            Comprehensiveness(make("classifier"), bins=wrong)
+    assert Comprehensiveness(make("classifier"), bins=[np.float32(0.5), 1]).bins == (0.5, 1.0)

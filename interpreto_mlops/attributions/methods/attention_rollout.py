@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from interpreto_mlops.attributions.attention import ContributionMethod
 from interpreto_mlops.attributions.base import METHODS
+from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.attention_readouts import ContributionRows, RolloutRows
 from interpreto_mlops.models.encoding import Encoding
@@ -58,7 +59,7 @@ class AttentionRollout(ContributionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.alpha, (bool, str)) or not 0 <= self.alpha <= 1:
+        if not 0 <= as_number(self.alpha) <= 1:
             raise InputError(f"alpha must be a share from 0 to 1, not {self.alpha!r}")
 
     def rows(self, encoding: Encoding, positions: tuple[int, ...]) -> ContributionRows:

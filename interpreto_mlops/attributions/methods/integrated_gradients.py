@@ -12,6 +12,7 @@ from interpreto_mlops.attributions.base import METHODS, Estimate, Game, Steps, a
 from interpreto_mlops.attributions.gradients import PathAttributor, used_baselines
 from interpreto_mlops.attributions.paths import Path
 from interpreto_mlops.attributions.results import Floats
+from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError, TextWarning, UnknownNameError
 
 _NODES = (8, 16, 32, 64)
@@ -70,7 +71,7 @@ class IntegratedGradients(PathAttributor):
         if self.n_nodes is not None:
             object.__setattr__(self, "n_nodes", as_integer("n_nodes", self.n_nodes, 1))
         quadrature(self.rule, _NODES[0] if self.n_nodes is None else self.n_nodes)
-        if isinstance(self.tolerance, str) or not 0 < self.tolerance < float("inf"):
+        if not 0 < as_number(self.tolerance) < float("inf"):
             raise InputError(f"the tolerance must be above 0 and finite, not {self.tolerance!r}")
 
     def estimate(self, game: Game) -> Steps:

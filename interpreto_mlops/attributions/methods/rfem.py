@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from interpreto_mlops.attributions.attention import ContributionMethod
 from interpreto_mlops.attributions.base import METHODS
+from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.attention_readouts import ContributionRows, RfemRows
 from interpreto_mlops.models.encoding import Encoding
@@ -37,7 +38,7 @@ class Rfem(ContributionMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.k, (bool, str)) or not abs(self.k) < float("inf"):
+        if not abs(as_number(self.k)) < float("inf"):
             raise InputError(f"k must be a finite number of standard deviations, not {self.k!r}")
 
     def rows(self, encoding: Encoding, positions: tuple[int, ...]) -> ContributionRows:

@@ -16,6 +16,7 @@ from interpreto_mlops.attributions.base import as_integer, hidden
 from interpreto_mlops.attributions.metrics.results import Floats, MetricResult, MetricSet
 from interpreto_mlops.attributions.metrics.subjects import Subject, subjects_of
 from interpreto_mlops.attributions.results import AttributionSet
+from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import Program
@@ -270,6 +271,6 @@ def as_share(name: str, value: Any) -> float:
     Raises:
         InputError: it is none.
     """
-    if isinstance(value, (str, bool)) or not 0 < value <= 1:
+    if not 0 < as_number(value) <= 1:
         raise InputError(f"{name} must be a share above 0 and up to 1, not {value!r}")
     return float(value)

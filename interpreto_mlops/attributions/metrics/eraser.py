@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +13,7 @@ from interpreto_mlops.attributions.metrics.base import METRICS
 from interpreto_mlops.attributions.metrics.ranking import FaithfulnessMetric
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.metrics.subjects import Ranks
+from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError
 
 _BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -27,8 +29,10 @@ class _Bins(FaithfulnessMetric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.bins or not all(0 < share <= 1 for share in self.bins):
+        bins = tuple(self.bins) if isinstance(self.bins, Sequence | np.ndarray) else ()
+        if not bins or not all(0 < as_number(share) <= 1 for share in bins):
             raise InputError(f"the bins must be shares above 0 and up to 1, not {self.bins!r}")
+        object.__setattr__(self, "bins", tuple(map(as_number, bins)))
 
     def _top(self, ranks: Ranks) -> Presence:
         """Return which elements are in each bin: the max(1, round(share · n)) first, shape (rankings, bins, n)."""

@@ -16,6 +16,7 @@ from interpreto_mlops.attributions.metrics.base import METRICS, Outcome, TextMet
 from interpreto_mlops.attributions.metrics.results import Floats, MetricResult
 from interpreto_mlops.attributions.metrics.subjects import Subject
 from interpreto_mlops.attributions.results import AttributionSet
+from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.questions import Question
@@ -60,8 +61,8 @@ class MaxSensitivity(TextMetric):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "n_draws", as_integer("n_draws", self.n_draws, 1))
-        if isinstance(self.radius, (str, bool)) or not self.radius > 0:
-            raise InputError(f"the radius must be above 0, not {self.radius!r}")
+        if not 0 < as_number(self.radius) < float("inf"):
+            raise InputError(f"the radius must be above 0, and finite, not {self.radius!r}")
         check_explainer(self.name, self.explainer)
         if self.explainer.model is not self.model:
             raise InputError(f"{self.name} needs the explainer's own model, {self.explainer.model!r}")

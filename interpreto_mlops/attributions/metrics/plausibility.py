@@ -22,6 +22,7 @@ from interpreto_mlops.attributions.metrics.rationales import (
 )
 from interpreto_mlops.attributions.metrics.results import Floats, MetricResult, MetricSet, f1, reduce_texts
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError
 
 
@@ -64,7 +65,7 @@ class Plausibility(Metric):
     def __post_init__(self) -> None:
         object.__setattr__(self, "n_random", as_integer("n_random", self.n_random, 1))
         object.__setattr__(self, "seed", as_integer("seed", self.seed, 0))
-        if isinstance(self.threshold, (str, bool)) or not 0 < self.threshold <= 1:
+        if not 0 < as_number(self.threshold) <= 1:
             raise InputError(f"the threshold must be above 0 and up to 1, not {self.threshold!r}")
 
     def __call__(self, explanations: AttributionSet, *, progress: bool | None = False) -> MetricSet:
