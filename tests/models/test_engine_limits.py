@@ -122,7 +122,11 @@ def test_peak_memory_does_not_grow_with_the_number_of_texts():
     """Vocabulary of 50,257, 20 targets a text, each count of texts in a process of its own."""
 
     def peak(count):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+        }
         done = subprocess.run(
             [sys.executable, "-c", _MEMORY, str(count)], capture_output=True, text=True, env=environment, check=True
         )

@@ -28,6 +28,7 @@ from interpreto_mlops.errors import InputError, OutOfMemoryError
 from interpreto_mlops.models.engine import Engine
 from interpreto_mlops.models.objectives import InferenceMode
 from interpreto_mlops.models.prefixes import common_start
+from interpreto_mlops.models.probes import check_left_to_right
 from interpreto_mlops.models.readouts import TokenLogits, TokenScores
 from interpreto_mlops.models.requests import ScoreRequest
 from interpreto_mlops.models.text_model import TextModel
@@ -158,6 +159,7 @@ def test_counters_count_what_is_computed():
     )
     model.engine.prefixes.wanted = True
     assert model.engine.prefixes.works
+    check_left_to_right(model)
     seen.clear()
     counters = Occlusion(model, inference_mode="softmax")([PROMPT], targets=[TARGET]).counters
     handle.remove()
