@@ -769,16 +769,19 @@ def test_no_padding_token_and_one_that_ends_texts():
         assert model.tokenizer.pad_token == pad
 
 
-def test_integrated_gradients_takes_more_nodes_only_for_the_targets_that_need_them():
+def test_integrated_gradients_takes_more_nodes_only_for_the_targets_that_need_them(monkeypatch):
     model = language_model("gpt2")
     given = {"texts": PROMPTS[:1], "targets": ["was cold and slow but good"]}
-    few, many = (IntegratedGradients(model, n_nodes=n)(**given)[0] for n in (8, 16))
+    few = IntegratedGradients(model, n_nodes=8)(**given)[0]
     total = few.output - few.baseline_output
     gap = np.abs(np.nansum(few.scores, axis=1) - total) / np.abs(total)
     tolerance = float(np.median(gap))
-    settled = gap <= tolerance
-    assert 0 < settled.sum() < len(gap)
-    assert np.abs(few.scores - many.scores)[few.valid].max() > 1e-4, "the nodes must matter for this to show anything"
+    wanting = int((gap > tolerance).sum())
+    assert 0 < wanting < len(gap)
+    calls, differentiate = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or differentiate(*a, **k))
     item = IntegratedGradients(model, tolerance=tolerance)(**given)[0]
+    # One batch a round, and one backward pass for each target in it.
     assert item.checks["nodes"] > 8
-    close(item.scores[settled], few.scores[settled])
+    assert len(gap) < len(calls) <= len(gap) + wanting * 3
+    close(item.scores[gap <= tolerance], few.scores[gap <= tolerance])
