@@ -1,6 +1,6 @@
 """Peak memory of explaining generated tokens, for few and for many texts, each in a process of its own.
 
-    python benchmarks/memory.py --texts 8,32 --methods occlusion,input_x_gradient --write
+    python benchmarks/memory.py --texts 8,32 --methods occlusion,integrated_gradients --write
 
 The model has GPT-2's vocabulary of 50,257, 6 layers and width 384, with random weights; prompts are 30 to 60 tokens
 long and 20 target tokens are given. Peak memory is that of the resident set. It must not grow with the number of texts.
@@ -54,14 +54,14 @@ def in_process(method: str, count: int, options: argparse.Namespace) -> dict[str
     environ = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(done.stderr)
+        sys.exit(f"{method}, {count} texts: ended with {done.returncode}\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", default="8,32", help="numbers of texts, separated by a comma")
-    parser.add_argument("--methods", default="occlusion,input_x_gradient")
+    parser.add_argument("--methods", default="occlusion,integrated_gradients")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="a tiny model")

@@ -34,6 +34,7 @@ R = TypeVar("R")
 
 _WINDOW = 32  # batches' worth of rows that wait together, so that rows of like length meet
 _OPEN = 1024  # programs under way at once; those whose rows all stand in the table add no waiting tokens
+_OPEN_SHARED = 64  # so that what one method leaves in the shared table is still there when the next one comes
 
 
 class Engine:
@@ -126,9 +127,10 @@ class Engine:
         queue: deque[Slot[R]] = deque()
         source = iter(programs)
         exhausted = False
+        most = _OPEN if self._shared is None else _OPEN_SHARED
         try:
             while True:
-                while not exhausted and work.tokens < _WINDOW * self.token_budget and len(queue) < _OPEN:
+                while not exhausted and work.tokens < _WINDOW * self.token_budget and len(queue) < most:
                     program = next(source, None)
                     if program is None:
                         exhausted = True

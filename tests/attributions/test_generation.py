@@ -767,3 +767,18 @@ def test_no_padding_token_and_one_that_ends_texts():
         for a, b in zip(Occlusion(model)(PROMPTS, **SIX), generated, strict=True):
             assert a.text == b.text
         assert model.tokenizer.pad_token == pad
+
+
+def test_integrated_gradients_takes_more_nodes_only_for_the_targets_that_need_them():
+    model = language_model("gpt2")
+    given = {"texts": PROMPTS[:1], "targets": ["was cold and slow but good"]}
+    few, many = (IntegratedGradients(model, n_nodes=n)(**given)[0] for n in (8, 16))
+    total = few.output - few.baseline_output
+    gap = np.abs(np.nansum(few.scores, axis=1) - total) / np.abs(total)
+    tolerance = float(np.median(gap))
+    settled = gap <= tolerance
+    assert 0 < settled.sum() < len(gap)
+    assert np.abs(few.scores - many.scores)[few.valid].max() > 1e-4, "the nodes must matter for this to show anything"
+    item = IntegratedGradients(model, tolerance=tolerance)(**given)[0]
+    assert item.checks["nodes"] > 8
+    close(item.scores[settled], few.scores[settled])

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from interpreto_mlops.attributions import AttributionSet, IntegratedGradients, KernelShap, Occlusion
-from interpreto_mlops.attributions.metrics import Comprehensiveness, Deletion, Infidelity
+from interpreto_mlops.attributions.metrics import Comprehensiveness, Deletion, Insertion, Sufficiency
 from interpreto_mlops.errors import InputError, TextWarning, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.games import shapley, toy
@@ -299,7 +299,7 @@ def test_a_pair_alone_is_a_pair_among_pairs_and_single_texts(pair_model, method)
         close(item.scores, method(pair_model, **options)([text])[0].scores)
 
 
-@pytest.mark.parametrize("metric", [Comprehensiveness, Deletion, Infidelity])
+@pytest.mark.parametrize("metric", [Insertion, Deletion, Comprehensiveness, Sufficiency])
 def test_metrics_of_pairs_read_both_texts_again(pair_model, metric, tmp_path):
     explanations = Occlusion(pair_model)(PAIRS)
     loaded = AttributionSet.load(explanations.save(tmp_path))

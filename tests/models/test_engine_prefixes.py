@@ -177,7 +177,8 @@ def test_counters_count_what_is_computed():
         lambda _m, _a, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
     model.engine.prefixes.wanted = True
-    Occlusion(model, inference_mode="softmax")([PROMPT], targets=[TARGET])  # what is asked once of each model
+    assert model.engine.prefixes.works
+    Occlusion(model)([PROMPT], targets=[TARGET])  # what a model is asked once, it is asked here
     seen.clear()
     counters = Occlusion(model, inference_mode="softmax")([PROMPT], targets=[TARGET]).counters
     handle.remove()

@@ -29,7 +29,8 @@ from transformers import (
 
 from interpreto_mlops.attributions import IntegratedGradients, Occlusion
 from interpreto_mlops.errors import InputError
-from interpreto_mlops.models.probes import check_left_to_right
+from interpreto_mlops.models.probes import bears_padding, check_left_to_right
+from interpreto_mlops.models.requests import ClassLogits
 from interpreto_mlops.models.targets import questions
 from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.language_models import DECODERS, ENCODER_DECODERS, language_model
@@ -110,11 +111,13 @@ def test_rows_of_different_lengths_do_not_meet_where_padding_disturbs(kind):
         np.testing.assert_allclose(item.scores, Occlusion(odd_model(kind))([text])[0].scores, atol=1e-4)
 
 
-def test_rows_of_different_lengths_meet_elsewhere(tiny_model):
-    alike = ["the food was great but service very slow", "the food was great but service slow"]
-    for architecture in ("bert", "gpt2"):
-        assert Occlusion(tiny_model(architecture))(alike).counters["padding"] > 0
-    assert Occlusion(language_model("t5"))(alike, targets="was").counters["padding"] > 0
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "gpt2", "llama"])
+def test_padding_disturbs_no_other(tiny_model, texts, architecture, dtype):
+    model = tiny_model(architecture)
+    model.model.to(dtype)
+    short, long = (next(model.encode([text])) for text in (texts[1], texts[2]))
+    assert bears_padding(model, [(short, short.ids, ClassLogits()), (long, long.ids, ClassLogits())])
 
 
 def test_embeddings_that_cannot_be_put_in_are_refused():
