@@ -75,5 +75,5 @@ def _first_logits(model: TextModel, ids: list[int]) -> torch.Tensor:
 def _read(model: TextModel, rows: Sequence[Row]) -> torch.Tensor:
     encodings, ids, readouts = [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
     kind = type(readouts[0])
-    with model.evaluating(), torch.inference_mode():
+    with model.evaluating(), torch.inference_mode(), model.execution.plainly():
         return kind.read(model, kind.inputs(model, encodings, ids, readouts), readouts)
