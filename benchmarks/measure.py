@@ -44,11 +44,12 @@ def measure(model: Any, call: Callable[[], Any]) -> Cost:
 
     def note(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
+        given = next(x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None)
         if mask is not None and mask.ndim == 2:
-            lengths = mask.sum(-1).tolist()
+            # Beside a cache the mask is wider than what is given.
+            lengths = mask[:, -given.shape[1] :].sum(-1).tolist()
         else:
-            first = next(x for x in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if x is not None)
-            lengths = [first.shape[1]] * first.shape[0]
+            lengths = [given.shape[1]] * given.shape[0]
         (cost.differentiated if torch.is_grad_enabled() else cost.scored).update(int(n) for n in lengths)
 
     # Below the head, for some libraries call the model's forward without its hooks.

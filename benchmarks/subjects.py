@@ -21,8 +21,8 @@ from transformers.utils import logging
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 END = "<|endoftext|>"
 GPT2_VOCABULARY = 50257
-# At the usual 0.02 a model with random weights is all but linear and every estimate exact; at 0.08 a linear fit leaves
-# 30 % of the variance of an 11-word game.
+# At the usual 0.02 a model with random weights is all but linear and every estimate exact; at 0.08 a line explains
+# 55 % of the variance of the 11-word game.
 CURVED = 0.08
 
 

@@ -102,6 +102,7 @@ def _source_options(command: Any) -> Any:
             click.option("--label-column", help="The column of the labels, if there is one."),
             click.option("--split", default="test", show_default=True, help="Which part of a named data set."),
             click.option("--max-texts", type=int, help="At most so many texts, from the start [default: all]."),
+            click.option("--dtype", help="Of the model's weights: float32, bfloat16, … [default: the checkpoint's]."),
             _TRACKING,
             _EXPERIMENT,
             _QUIET,
@@ -168,6 +169,8 @@ def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, qu
     help="What of a continuation is explained as one: token, word or sentence.",
 )
 @click.option("--truncation", is_flag=True, help="Cut a prompt that is too long on the left instead of refusing it.")
+@click.option("--autocast", help="bfloat16 or float16: run in half precision what torch's autocast does.")
+@click.option("--compile", is_flag=True, help="Run scores through torch.compile, which pays for long jobs.")
 @_OPTION
 @click.option("--seed", type=int, default=0, show_default=True, help="Of methods and random rankings.")
 @click.option("--n-random", type=int, default=20, show_default=True, help="Random rankings of each text.")

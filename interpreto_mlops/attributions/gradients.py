@@ -128,7 +128,8 @@ class PathAttributor(GradientAttributor):
         """Average over paths (text − baseline) · (the weighted sum of gradients on the path).
 
         Returns:
-            The components, shape (targets, tokens, width), and the mean score of the baselines, shape (targets,).
+            For the paths' targets, the components, shape (targets, tokens, width), and the mean score of the baselines,
+            shape (targets,).
         """
         products, values = [], []
         for path in paths:
@@ -140,7 +141,8 @@ class PathAttributor(GradientAttributor):
                 path = path.with_start()
             result = yield path
             products.append(result.moments[0] * path.difference(game, result))
-            values.append(game.empty if known else result.values[-1])
+            chosen = slice(None) if path.targets is None else list(path.targets)
+            values.append(game.empty[chosen].copy() if known else result.values[-1])
         return np.mean(products, axis=0), np.mean(values, axis=0)
 
 

@@ -99,6 +99,7 @@ class Path(Query):
         baseline: where the path starts.
         noise: what is added to the text, the end of the path, at each point.
         needs_empty: whether the score of the text with every element replaced must be known, too.
+        targets: the numbers of the targets whose gradients are wanted; None for all.
     """
 
     nodes: Floats
@@ -106,6 +107,7 @@ class Path(Query):
     baseline: Baseline
     noise: Noise | None = None
     needs_empty: bool = False
+    targets: tuple[int, ...] | None = None
 
     def request(self, game: Game, objective: Callable[[torch.Tensor], torch.Tensor]) -> GradientRequest:
         """Return what the engine is asked for; the first anchor is the text, a second the replaced text."""
@@ -125,7 +127,7 @@ class Path(Query):
             anchors=self.baseline.anchors(game.encoding, movable),
             points=points,
             weights=self.weights,
-            objective=objective,
+            objective=objective if self.targets is None else lambda read: objective(read)[:, list(self.targets or ())],
             readout=game.question.readout,
         )
 

@@ -70,7 +70,7 @@ def _continuation(model: TextModel, item: Attribution) -> ContinuationQuestion:
         text=item.text,
         index=item.index,
         ids=item.ids,
-        special=model.special_places(item.ids),
+        special=model.tokens.special_places(item.ids),
         tokens=(),
         offsets=None,
         truncated=item.truncated,

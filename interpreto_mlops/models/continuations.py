@@ -13,7 +13,8 @@ import torch
 
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.encoding import Encoding, Ids
-from interpreto_mlops.models.text_model import TextModel, check_text
+from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.models.tokenizing import check_text
 from interpreto_mlops.text.granularity import Spans
 
 DEFAULT_NEW_TOKENS = 20
@@ -112,7 +113,7 @@ def _prompt(model: TextModel, raw: Any, index: int) -> Prompt:
     chat = isinstance(raw, Sequence) and not isinstance(raw, (str, bytes))
     text = _templated(model, raw, index) if chat else raw
     check_text(text, index)
-    rows = model.tokenized([text], special=not chat)
+    rows = model.tokens.tokenized([text], special=not chat)
     ids = np.asarray(rows["input_ids"][0], dtype=np.int64)
     offsets = np.asarray(rows["offset_mapping"][0], dtype=np.int64).reshape(-1, 2) if tokenizer.is_fast else None
     if len(ids) == 0:
@@ -144,7 +145,7 @@ def given_ids(model: TextModel, wanted: Any, index: int) -> Ids:
     """
     if isinstance(wanted, str):
         check_text(wanted, index)
-        ids = model.tokenized([wanted], special=False)["input_ids"][0]
+        ids = model.tokens.tokenized([wanted], special=False)["input_ids"][0]
     else:
         ids = wanted.tolist() if hasattr(wanted, "tolist") else wanted
     return _checked_ids(model, ids, index)
@@ -192,7 +193,7 @@ def _fitted(model: TextModel, prompt: Prompt, room: int | None, truncation: bool
             f"{model.name!r} takes; shorten {'the target' if room < 1 else 'it'}{remedy}"
         )
     # What the tokenizer put in front stays in front.
-    ahead = int(model.special_places(prompt.ids)[0] and room > 1)
+    ahead = int(model.tokens.special_places(prompt.ids)[0] and room > 1)
     kept = np.concatenate([np.arange(ahead), np.arange(length - room + ahead, length)]).astype(np.int64)
     message = f"text {prompt.index} is longer than {room} tokens and was cut on the left"
     warnings.warn(message, TextWarning, stacklevel=2)
@@ -317,7 +318,7 @@ def _joined(model: TextModel, prompt: Prompt, target: Ids, start: Sequence[int])
     offsets = None
     if prompt.offsets is not None:
         offsets = np.concatenate([prompt.offsets, np.full((len(start), 2), boundary), spans + boundary])
-    special = model.special_places(every)
+    special = model.tokens.special_places(every)
     special[len(prompt.ids) : len(prompt.ids) + len(start)] = True
     tokens = model.tokenizer.convert_ids_to_tokens(every.tolist())
     encoding = Encoding(
@@ -355,7 +356,7 @@ def continuation_text(model: TextModel, prompt: Ids, ids: Ids) -> tuple[str, Spa
     text = whole[-1][len(head) :]
     ends = [_agreement(written[len(head) :], text) for written in whole[:-1]] + [len(text)]
     ends = np.maximum.accumulate(np.asarray(ends, dtype=np.int64)).tolist()
-    special = model.special_places(ids)
+    special = model.tokens.special_places(ids)
     spans, start = [], 0
     for k, end in enumerate(ends):
         unfinished = len(whole[k]) - len(head) > end or end == start

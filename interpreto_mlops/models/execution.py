@@ -84,3 +84,9 @@ class Execution:
             yield
         finally:
             self._hooked -= 1
+
+    @contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Run the model as it is, for a question about itself, while the context is open."""
+        with self.exactly(), self.hooked():
+            yield

@@ -23,7 +23,7 @@ def find_plain_head(model: TextModel) -> torch.nn.Linear | None:
     ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] * 7919 % model.embedding.weight.shape[0]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     places = torch.arange(_PROBE_TOKENS)[None]
-    with model.evaluating(), torch.inference_mode(), model.execution.exactly():
+    with model.evaluating(), torch.inference_mode(), model.execution.plainly():
         try:
             logits = model.logits_at(batch, places)[0].float()
             rows = head_rows(head, model.hidden_at(batch, places), ids)[0].float()

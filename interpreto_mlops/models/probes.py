@@ -44,6 +44,8 @@ def bears_padding(model: TextModel, rows: Sequence[Row]) -> bool:
 
     Padding under an attention mask changes the answers of FNet, Funnel, ConvBERT, Nystromformer and XLNet.
     """
+    if model.task == "generation" and not model.model.config.is_encoder_decoder:
+        return True  # what stands on the right of a row is not seen
     if model not in _BEARS_PADDING:
         alone, together = (_read(model, each)[0, : rows[0][2].width] for each in (rows[:1], rows))
         _BEARS_PADDING[model] = _alike(model, alone, together)
@@ -73,5 +75,5 @@ def _first_logits(model: TextModel, ids: list[int]) -> torch.Tensor:
 def _read(model: TextModel, rows: Sequence[Row]) -> torch.Tensor:
     encodings, ids, readouts = [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
     kind = type(readouts[0])
-    with model.evaluating(), torch.inference_mode():
+    with model.evaluating(), torch.inference_mode(), model.execution.plainly():
         return kind.read(model, kind.inputs(model, encodings, ids, readouts), readouts)

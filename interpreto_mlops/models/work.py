@@ -17,6 +17,7 @@ from interpreto_mlops.models.coalition_table import CoalitionTable
 from interpreto_mlops.models.counters import EngineCounters as EngineCounters
 from interpreto_mlops.models.encoding import Ids
 from interpreto_mlops.models.gradient_sums import GradientSums, PointScores, padded
+from interpreto_mlops.models.packing import first_batch
 from interpreto_mlops.models.prefixes import PrefixGroup
 from interpreto_mlops.models.probes import bears_padding
 from interpreto_mlops.models.relevance import relevance_rules
@@ -221,22 +222,16 @@ class Work:
         return batch
 
     def _batch_size(self) -> int:
-        """Return how many of the longest rows make the batch of the best rate, within the budget."""
-        kind, longest = self.rows[-1].kind, self.rows[-1].length
-        call = self.engine.token_budget / _CALL_SHARE
-        tokens, numbers, best, size = 0, 0, 0.0, 1
-        for count in range(1, min(len(self.rows), self.engine.token_budget // longest) + 1):
-            row = self.rows[-count]
-            numbers += row.numbers
-            if row.kind != kind or (numbers > self.most_numbers and count > 1):
+        """Return how many of the longest rows make the next batch."""
+        top, budget = self.rows[-1], self.engine.token_budget
+        lengths = [top.length]
+        # Half the rows of one batch may be long ones and half short, and the next batch counts, too.
+        for row in self.rows[-2 : -2 * max(32, budget // top.length) : -1]:
+            if row.kind != top.kind or (row.length != top.length and not self._may_pad(top, row)):
                 break
-            if row.length != longest and not self._may_pad(self.rows[-1], row):
-                break
-            tokens += row.length
-            rate = tokens / (count * longest + call)
-            if rate >= best:
-                best, size = rate, count
-        return size
+            lengths.append(row.length)
+        most = max(1, self.most_numbers // top.numbers) if top.numbers else len(lengths)
+        return min(most, first_batch(lengths, budget, budget / _CALL_SHARE))
 
     def _may_pad(self, first: Row, other: Row) -> bool:
         try:

@@ -146,6 +146,7 @@ def _opened(job: Job, plan: Plan, label: str) -> AbstractContextManager[RunLog]:
         "method": method.name,
         "metrics": {metric.name: metric.parameters for metric in plan.metrics[label]},
         "call": {name: value for name, value in plan.call.items() if value is not None},
+        "arithmetic": job.model.arithmetic,
     }
     return run(
         job.store,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from interpreto_mlops.attributions.comparison import Comparison
 from interpreto_mlops.errors import DataError, InputError
@@ -61,7 +62,7 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         raise DataError(f"all {len(dataset)} texts of {recipe.data!r} are empty")
     store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
     with console.stage("model"):
-        model = load_model(recipe.model, store=store)
+        model = load_model(recipe.model, store=store, **_arithmetic(recipe))
         if isinstance(recipe, AttributeRecipe) and model.task == "encoder":
             raise InputError(f"{recipe.model!r} is neither a classifier nor a language model, which attributions need")
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
@@ -80,6 +81,13 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
             write_report(job, log, title, outcome.comparison, outcome.concepts)
     show(outcome, console)
     return outcome
+
+
+def _arithmetic(recipe: Recipe) -> dict[str, Any]:
+    """Return how the model is to compute."""
+    if isinstance(recipe, AttributeRecipe):
+        return {"dtype": recipe.dtype, "autocast": recipe.autocast, "compile": recipe.compile}
+    return {"dtype": recipe.dtype}
 
 
 def _fit_texts(recipe: ConceptsRecipe) -> TextDataset | None:

@@ -33,6 +33,7 @@ class _Recipe(BaseModel):
     max_texts: Positive | None = None
     tracking_uri: str | None = None
     experiment: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def options_of(self, method: str) -> dict[str, Any]:
@@ -56,6 +57,9 @@ class AttributeRecipe(_Recipe):
         split: of a named data set.
         max_texts: at most so many texts, from the start.
         tracking_uri, experiment: where the runs go.
+        dtype: of the model's weights: `float32`, `bfloat16`, `float16` or `float64`; by default the checkpoint's.
+        autocast: `bfloat16` or `float16` for what torch's autocast runs in half precision.
+        compile: whether scores run through `torch.compile`, which pays for long jobs.
         methods, metrics: by registry name.
         granularity, inference_mode, replacement: of every method.
         target: what is explained in every text: a class of a classifier (the predicted one by default), or the
@@ -82,6 +86,8 @@ class AttributeRecipe(_Recipe):
     generate: dict[str, Any] = Field(default_factory=dict)
     target_granularity: str = "token"
     truncation: bool = False
+    autocast: Literal["bfloat16", "float16"] | None = None
+    compile: bool = False
     seed: int = 0
     n_random: Positive = 20
 

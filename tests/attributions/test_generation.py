@@ -782,3 +782,21 @@ def test_what_a_word_with_its_own_target_carries_is_said(small_gpt2, method):
         assert item.checks["efficiency_gap"] < 1e-9 < gap
         assert item.checks["not_shown"] == pytest.approx(gap)
     assert item.checks["not_shown"] > 0
+
+
+def test_integrated_gradients_takes_more_nodes_only_for_the_targets_that_need_them(monkeypatch):
+    model = language_model("gpt2")
+    given = {"texts": PROMPTS[:1], "targets": ["was cold and slow but good"]}
+    few = IntegratedGradients(model, n_nodes=8)(**given)[0]
+    total = few.output - few.baseline_output
+    gap = np.abs(np.nansum(few.scores, axis=1) - total) / np.abs(total)
+    tolerance = float(np.median(gap))
+    wanting = int((gap > tolerance).sum())
+    assert 0 < wanting < len(gap)
+    calls, differentiate = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(1) or differentiate(*a, **k))
+    item = IntegratedGradients(model, tolerance=tolerance)(**given)[0]
+    # One batch a round, and one backward pass for each target in it.
+    assert item.checks["nodes"] > 8
+    assert len(gap) < len(calls) <= len(gap) + wanting * 3
+    close(item.scores[gap <= tolerance], few.scores[gap <= tolerance])

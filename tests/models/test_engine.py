@@ -106,7 +106,8 @@ def test_rows_of_many_lengths_are_not_padded_into_one_batch(tiny_model):
     given = encodings(model, [" ".join(["food"] * n) for n in range(1, 31)])
     engine = Engine(model, 1024)  # as many tokens as all of them, padded
     answers = list(engine.run(ask(encoding, [encoding.ids]) for encoding in given))
-    assert engine.counters.padding < 0.2 * engine.counters.tokens
+    # What padding and calls cost together, in tokens: a call counts as a 25th of a full batch.
+    assert engine.counters.padding + engine.counters.batches * 1024 / 25 < 0.5 * engine.counters.tokens
     assert engine.counters.batches <= 6
     for encoding, answer in zip(given, answers, strict=True):
         np.testing.assert_allclose(answer[0], logits(model, encoding), atol=1e-4)

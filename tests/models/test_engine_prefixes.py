@@ -28,6 +28,7 @@ from interpreto_mlops.errors import InputError, OutOfMemoryError
 from interpreto_mlops.models.engine import Engine
 from interpreto_mlops.models.objectives import InferenceMode
 from interpreto_mlops.models.prefixes import common_start
+from interpreto_mlops.models.probes import check_left_to_right
 from interpreto_mlops.models.readouts import TokenLogits, TokenScores
 from interpreto_mlops.models.requests import ScoreRequest
 from interpreto_mlops.models.text_model import TextModel
@@ -135,26 +136,6 @@ def test_what_a_row_can_take_over():
                         np.asarray([5, 5, 5, 4])) == 1  # fmt: skip
 
 
-@pytest.mark.parametrize("first", [3, 0])
-def test_rows_without_tokens_may_come_in_any_order(first):
-    """What is read moves with the tokens, also where the text itself is not the first row."""
-    model = decoder("gpt2", token_budget=48)
-    (encoding,) = model.encode([PROMPT])
-    readout = TokenScores(tuple(range(9, len(encoding))), tuple(range(6, 6 + len(encoding) - 9)), 10)
-    kept = np.ones((10, len(encoding)), dtype=bool)
-    kept[np.arange(first, 10), np.arange(first, 10)] = False
-    for order in (slice(None), slice(None, None, -1)):
-        rows = [encoding.ids[row] for row in kept[order]]
-        request = ScoreRequest(encoding, rows, [readout.without(row) for row in kept[order]])
-
-        def program(asked=request):
-            (answer,) = yield [asked]
-            return answer
-
-        plain, reused = (next(Engine(model, 48, wanted).run([program()])) for wanted in (False, True))
-        np.testing.assert_allclose(reused, plain, atol=1e-5 * abs(plain).max())
-
-
 def test_the_text_itself_need_not_be_among_the_rows():
     model = decoder("gpt2", token_budget=40)
     (encoding,) = model.encode([PROMPT])
@@ -178,7 +159,7 @@ def test_counters_count_what_is_computed():
     )
     model.engine.prefixes.wanted = True
     assert model.engine.prefixes.works
-    Occlusion(model)([PROMPT], targets=[TARGET])  # what a model is asked once, it is asked here
+    check_left_to_right(model)
     seen.clear()
     counters = Occlusion(model, inference_mode="softmax")([PROMPT], targets=[TARGET]).counters
     handle.remove()

@@ -429,6 +429,25 @@ def test_a_language_models_continuations_go_through_the_command_to_the_page(many
     assert recipe.generate == {"max_new_tokens": 4, "min_new_tokens": 4}
 
 
+def test_precision_is_a_flag_and_makes_another_cell(many, database, tmp_path):
+    save_writer(tmp_path, many[:2])
+    common = ["attribute", "--model", str(tmp_path / "writer"), "--data", str(tmp_path / "prompts.csv"), "-q"]
+    common += ["--text-column", "prompt", "--tracking-uri", database, "--methods", "occlusion", "--metrics", "deletion"]
+    common += ["--n-random", "2", "--generate", "max_new_tokens=2"]
+    for flags in ([], ["--autocast", "bfloat16"], ["--dtype", "bfloat16"]):
+        result = CliRunner().invoke(main, [*common, *flags], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    client = client_of(database)
+    found = client.search_runs([client.get_experiment_by_name("interpreto").experiment_id])
+    runs = [run for run in found if run.data.params.get("method") == "occlusion"][::-1]
+    assert [run.data.params["method.dtype"] for run in runs] == ["float32", "float32", "bfloat16"]
+    assert [run.data.params.get("method.autocast") for run in runs] == [None, "bfloat16", None]
+    assert len({run.data.tags["interpreto.cell"] for run in runs}) == 3
+    refused = CliRunner().invoke(main, [*common, "--dtype", "int8"])
+    assert refused.exit_code == 1
+    assert "dtype: Input should be 'float32', 'bfloat16', 'float16' or 'float64'" in refused.output
+
+
 def test_the_recipe_of_generation_is_one_that_runs(many, database, tmp_path, monkeypatch):
     save_writer(tmp_path, many[:2])
     monkeypatch.chdir(tmp_path)
