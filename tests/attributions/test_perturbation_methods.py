@@ -763,12 +763,12 @@ def test_the_mathematics_of_a_long_text_takes_milliseconds(toy, method, chosen):
         game = TableGame(np.zeros((2, 1)))
         game.n_players, game.valid = 40, np.ones((1, 40), dtype=bool)
         game.full = np.asarray([slopes.sum()])
-        start = time.perf_counter()
+        start = time.thread_time()
         steps = explainer.estimate(game)
         present = next(steps)
         with pytest.raises(StopIteration):
             steps.send((present @ slopes)[:, None])
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     assert min(seconds() for _ in range(5)) < 0.05
 
