@@ -68,14 +68,16 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
     title = f"{recipe.kind} {model.name} on {dataset.name}"
+    # Before any run is there: what the plan refuses leaves nothing in the store.
+    plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
     with report_run(job, title) as log:
         log.write_recipe(plain(recipe))
         outcome = Outcome(store, job.suite, log.run_id)
         if isinstance(recipe, ConceptsRecipe):
             outcome.concepts.extend(learn(job, recipe, _fit_texts(recipe)))
-        else:
+        if plan is not None:
             with console.stage("attributions"):
-                outcome.attributions.extend(explain(job, planned(recipe, model, dataset)))
+                outcome.attributions.extend(explain(job, plan))
                 outcome.comparison = compared(outcome.attributions)
         with console.stage("report"):
             write_report(job, log, title, outcome.comparison, outcome.concepts)

@@ -257,3 +257,9 @@ def test_many_targets_and_long_texts_stay_small_enough_and_say_what_is_left_out(
     html = attributions_html.render_page([many], title="x")
     assert len(html) < 12e6
     assert "more texts are left out" in html
+
+
+def test_the_page_says_what_a_method_asked_for_also_where_others_had_it_evaluated():
+    counters = {"evaluations_asked": 75.0, "evaluations_run": 0.0}
+    page = attributions_html.render_page([AttributionSet([], counters=counters)], title="…")
+    assert '<td class="num">75</td>' in page

@@ -221,6 +221,25 @@ def test_wrong_names_are_refused_with_the_right_ones(database, model_folder, dat
         execute(recipe(kind, model_folder, data_file, database, **change), command="…")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"granularity": "letter"},
+        {"inference_mode": "probability"},
+        {"replacement": "blank"},
+        {"seed": -1},
+        {"options": {"kernel_shap": {"n_perturbations": 0}}},
+        {"options": {"deletion": {"max_fraction": 2}}},
+    ],
+)
+def test_a_parameter_that_cannot_be_used_leaves_no_run(database, model_folder, data_file, change):
+    with pytest.raises(InputError):
+        execute(recipe("attribute", model_folder, data_file, database, **change), command="…")
+    client = MlflowClient(database, registry_uri=database)
+    experiment = client.get_experiment_by_name("jobs")
+    assert experiment is None or client.search_runs([experiment.experiment_id]) == []
+
+
 def test_texts_that_are_all_empty_are_refused_before_anything_is_written(model_folder, tmp_path):
     path = tmp_path / "empty.csv"
     pd.DataFrame({"review": ["", "  "], "stars": ["1", "2"]}).to_csv(path, index=False)
