@@ -59,7 +59,7 @@ def test_doctor_says_that_everything_fits():
         (["--model", "./nowhere"], "there is no model folder './nowhere'"),
         (["--model", "nobody/nothing"], "cannot load the model 'nobody/nothing'"),
         (["--model", "models:/none/1"], "there is no model 'models:/none/1'"),
-        (["--methods", "occlusion,magic"], "unknown attribution method 'magic'; known: 'attention_rollout', 'attn_lrp'"),
+        (["--methods", "occlusion,magic"], "unknown attribution method 'magic'; known: 'attention_rollout'"),
         (["--tracking-uri", "http://127.0.0.1:9"], "http://127.0.0.1:9"),
         (["--max-texts", "0"], "max_texts: Input should be greater than or equal to 1"),
         (["--option", "kernel_shap.budget=9"], "unknown option of 'kernel_shap' 'budget'; known: 'granularity'"),
