@@ -169,9 +169,11 @@ class Attributor(ABC):
             generation=generation,
             truncation=truncation,
         )
-        yield from self.model.engine.run(self._program(question, generation) for question in asked)
+        given = {"targets": _said(targets), "contrast": _said(contrast), "generation": generation or None}
+        call = {name: value for name, value in given.items() if value is not None}
+        yield from self.model.engine.run(self._program(question, call) for question in asked)
 
-    def _program(self, question: Question, generation: Mapping[str, Any] | None) -> Program[Attribution]:
+    def _program(self, question: Question, call: Mapping[str, Any] | None) -> Program[Attribution]:
         """Explain one text: find its targets, let the method estimate, put the result together."""
         elements = question.encoding.elements(parse_grain(self.granularity))
         question.narrow(InferenceMode.parse(self.inference_mode))
@@ -181,7 +183,7 @@ class Attributor(ABC):
             warnings.warn(message, TextWarning, stacklevel=2)
             return self._empty(game)
         estimate = yield from self._run(game)
-        return self._attribution(game, estimate, dict(generation or {}))
+        return self._attribution(game, estimate, dict(call or {}))
 
     def _run(self, game: Game) -> Program[Estimate]:
         """Drive the method's own generator."""
@@ -246,10 +248,10 @@ class Attributor(ABC):
         NaN). It returns an `Estimate`.
         """
 
-    def _attribution(self, game: Game, estimate: Estimate, generation: dict[str, Any]) -> Attribution:
+    def _attribution(self, game: Game, estimate: Estimate, call: dict[str, Any]) -> Attribution:
         base = game.empty if estimate.baseline_output is None else estimate.baseline_output
         error = estimate.standard_error
-        parameters = {**self._recorded(game), **({"generation": generation} if generation else {})}
+        parameters = {**self._recorded(game), **call}
         return self._about(
             game,
             scores=game.matrix(estimate.scores),
@@ -315,6 +317,14 @@ def as_integer(name: str, value: Any, least: int) -> int:
     if number is None or number < least:
         raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return number
+
+
+def _said(given: Any) -> str | int | None:
+    """Return what one target or contrast for all texts is, or that there is one for each text."""
+    if given is None or isinstance(given, str):
+        return given
+    number = None if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__") else operator.index(given)
+    return "for each text" if number is None else number
 
 
 def hidden(progress: bool | None) -> bool | None:

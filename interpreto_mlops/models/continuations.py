@@ -154,14 +154,14 @@ def given_ids(model: TextModel, wanted: Any, index: int) -> Ids:
 def _checked_ids(model: TextModel, ids: Any, index: int) -> Ids:
     rows = (model.decoder_embedding if _two_sided(model) else model.embedding).weight.shape[0]
     if not isinstance(ids, Iterable):
-        raise InputError(f"the target of text {index} must be a string or a list of token ids, not {ids!r}")
+        raise InputError(f"a target or contrast of text {index} must be a string or a list of token ids, not {ids!r}")
     values = list(ids)
     if not values:
-        raise InputError(f"the target of text {index} has no tokens")
+        raise InputError(f"a target or contrast of text {index} has no tokens")
     for value in values:
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if not whole or not 0 <= value < rows:
-            raise InputError(f"the target of text {index} holds {value!r}, which is no token id below {rows}")
+            raise InputError(f"a target or contrast of text {index} holds {value!r}, which is no token id below {rows}")
     return np.asarray(values, dtype=np.int64)
 
 

@@ -5,13 +5,14 @@ A question is made for each task from what the user gives as targets; methods an
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from interpreto_mlops.errors import InputError
+from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.objectives import (
     ClassObjective,
@@ -88,6 +89,9 @@ class ClassQuestion(Question):
     def settle(self, full: Floats, mode: InferenceMode) -> ClassObjective:
         """Return the objective; without classes it is that of the largest logit."""
         classes = self.classes or (int(full.argmax()),)
+        if any(target.contrast == (target.id,) for target in self._targets(classes)):
+            message = f"text {self.encoding.index} is explained against its own target; those scores are 0"
+            warnings.warn(message, TextWarning, stacklevel=2)
         return ClassObjective(targets=self._targets(classes), mode=mode, multi_label=is_multi_label(self.model))
 
     @property

@@ -108,7 +108,10 @@ def _continuations(
     model: TextModel, texts: Iterable[Any], targets: Any, contrast: Any, granularity: Grain, **options: Any
 ) -> Iterator[Question]:
     entries = _one_each(targets, texts, "target", lambda entry, k: given_ids(model, entry, k))
-    others = _one_each(contrast, texts, "contrast", lambda entry, k: given_ids(model, entry, k))
+    # One token that stands for all places may be given as a bare id.
+    others = _one_each(
+        contrast, texts, "contrast", lambda entry, k: given_ids(model, entry if _whole(entry) is None else [entry], k)
+    )
     pairs = continued(model, texts, entries, **options)
     joined = zip(pairs, others, strict=False)
     return (_continuation(model, encoding, ids, other, granularity) for (encoding, ids), other in joined)

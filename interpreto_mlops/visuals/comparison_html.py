@@ -70,7 +70,13 @@ def methods_table(comparison: Comparison, links: Mapping[str, str] | None = None
     columns = [Column("method"), *(_metric_column(table, metric) for metric in metrics)]
     columns += [
         Column("evaluations", True, False, "rows and gradients that the method asks of the model for one text", 0),
-        Column("seconds", True, False, "for the explanations of all texts", 2),
+        Column(
+            "seconds",
+            True,
+            False,
+            "for all texts, less what an earlier method has evaluated already",
+            2,
+        ),
     ]
     known = {(row["method"], row["metric"]): row for row in table.to_dict("records")}
     rows: list[list[str | int | float | Cell | None]] = []

@@ -17,8 +17,10 @@ from interpreto_mlops.attributions import AttributionSet, Attributor
 from interpreto_mlops.attributions.comparison import Comparison, compare
 from interpreto_mlops.attributions.metrics import Metric, MetricResult
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.models.targets import questions
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.granularity import parse_grain
 from interpreto_mlops.tracking.attribution_evidence import write_attributions
 from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.visuals.page import arrow
@@ -99,12 +101,20 @@ def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> 
     }
     metrics = build_metrics(methods, recipe.metrics, scoring, recipe.options)
     targets = recipe.target if dataset.targets is None else column_targets(dataset)
-    call = {
+    call: dict[str, Any] = {
         "targets": targets,
         "contrast": recipe.contrast,
         "generation": recipe.generate or None,
         "truncation": recipe.truncation,
     }
+    # Targets that the model does not have are refused here, before anything runs.
+    questions(
+        model,
+        dataset.texts,
+        granularity=parse_grain(recipe.granularity),
+        target_granularity=parse_grain(recipe.target_granularity),
+        **call,
+    )
     return Plan(methods, metrics, call, recipes)
 
 

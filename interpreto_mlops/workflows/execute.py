@@ -66,10 +66,10 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         if isinstance(recipe, AttributeRecipe) and model.task == "encoder":
             raise InputError(f"{recipe.model!r} is neither a classifier nor a language model, which attributions need")
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
-    console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
-    title = f"{recipe.kind} {model.name} on {dataset.name}"
     # Before any run is there: what the plan refuses leaves nothing in the store.
     plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
+    console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
+    title = f"{recipe.kind} {model.name} on {dataset.name}"
     with report_run(job, title) as log:
         log.write_recipe(plain(recipe))
         outcome = Outcome(store, job.suite, log.run_id)

@@ -136,16 +136,16 @@ def test_a_conversation_needs_a_template():
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        ("", "the target of text 0 has no tokens"),
-        ([[]], "the target of text 0 has no tokens"),
-        ([[5, -1]], "the target of text 0 holds -1, which is no token id below 64"),
+        ("", "a target or contrast of text 0 has no tokens"),
+        ([[]], "a target or contrast of text 0 has no tokens"),
+        ([[5, -1]], "a target or contrast of text 0 holds -1, which is no token id below 64"),
         ([[5, 64]], "holds 64, which is no token id below 64"),
         ([[5, 6.0]], "holds 6.0"),
         ([[True]], "holds True"),
         ([["was"]], "holds 'was'"),
         ([[[5]]], r"holds \[5\]"),
         ([torch.tensor([5.0])], "holds 5.0"),
-        (5, "the target of text 0 must be a string or a list of token ids, not 5"),
+        (5, "a target or contrast of text 0 must be a string or a list of token ids, not 5"),
         ([5], "must be a string or a list of token ids, not 5"),
         (["was", "cold"], "2 targets were given for 1 texts"),
         ([torch.tensor(5)], "must be a string or a list of token ids, not 5"),
@@ -156,9 +156,19 @@ def test_wrong_continuations_are_refused_before_the_model_runs(kind, targets, wo
     counted = calls(model)
     with pytest.raises(InputError, match=words):
         Occlusion(model)(["good food"], targets=targets)
-    with pytest.raises(InputError, match=words.replace("targets were", "contrasts were")):
-        Occlusion(model)(["good food"], contrast=targets)
+    if "must be a string" not in words:  # a contrast may be one bare id, which stands for all places
+        with pytest.raises(InputError, match=words.replace("targets were", "contrasts were")):
+            Occlusion(model)(["good food"], contrast=targets)
     assert not counted
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5"])
+def test_a_contrast_may_be_one_token_by_its_bare_id(kind):
+    model = make(kind)
+    given = {"texts": ["good food"], "targets": ["was cold"]}
+    whole = Occlusion(model)(**given, contrast=[[7, 7]])[0]
+    for bare in (7, np.int64(7), [7]):
+        close(Occlusion(model)(**given, contrast=bare)[0].scores, whole.scores)
 
 
 @pytest.mark.parametrize(

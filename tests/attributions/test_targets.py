@@ -11,7 +11,7 @@ import torch
 from interpreto_mlops.attributions import AttributionSet, Occlusion
 from interpreto_mlops.attributions.game import Game
 from interpreto_mlops.attributions.recall import recalled
-from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.errors import InputError, TextWarning, UnknownNameError
 from interpreto_mlops.models.objectives import InferenceMode
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import ScoreRequest
@@ -193,3 +193,15 @@ def test_a_request_of_several_readouts_gives_each_row_its_own():
     request = ScoreRequest(question.encoding, [whole, whole[kept]], [question.readout, question.readout.without(kept)])
     assert request.readout_of(1).positions == (1, 2)
     assert request.readout_of(0).positions == (2, 3)
+
+
+def test_a_call_for_all_texts_is_recorded_and_a_target_against_itself_is_said(tiny_model):
+    model = tiny_model()
+    item = Occlusion(model)(["good food"], targets=2, contrast="LABEL_0")[0]
+    assert (item.parameters["targets"], item.parameters["contrast"]) == (2, "LABEL_0")
+    item = Occlusion(model)(["good food"], targets=[[0, 1]], contrast=[2])[0]
+    assert (item.parameters["targets"], item.parameters["contrast"]) == ("for each text", "for each text")
+    assert "contrast" not in Occlusion(model)(["good food"])[0].parameters
+    with pytest.warns(TextWarning, match="text 0 is explained against its own target; those scores are 0"):
+        item = Occlusion(model)(["good food"], targets=1, contrast=1)[0]
+    np.testing.assert_array_equal(item.scores, 0)

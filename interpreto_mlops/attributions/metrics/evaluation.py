@@ -40,8 +40,7 @@ def evaluate(
         rationales: for `plausibility`: for each text pairs (start, end) of characters.
         progress: True for progress bars, False for none, None when the output is a terminal.
         options: parameters of the metrics that are given by name, such as `n_random`, `seed`, `replacement` or `joint`;
-            each goes to
-            the metrics that have it.
+            each goes to the metrics that have it.
 
     Returns:
         A result for each metric, by name. `plausibility` gives several.

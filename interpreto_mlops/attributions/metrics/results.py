@@ -90,7 +90,8 @@ class MetricResult:
         """The gain in standard deviations of the random rankings' metric; NaN when those are all equal."""
         draws = np.zeros(0) if self.random_draws is None else self.random_draws[~np.isnan(self.random_draws)]
         spread = draws.std(ddof=1) if draws.size > 1 else 0.0
-        return float(self.gain / spread) if spread > 0 else float("nan")
+        rounding = 1e-9 * max(1.0, float(np.abs(draws).max(initial=0.0)))
+        return float(self.gain / spread) if spread > rounding else float("nan")
 
     @property
     def log_ratio(self) -> float:
