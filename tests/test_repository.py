@@ -287,3 +287,13 @@ class TestContributingExamples:
         torch.testing.assert_close(fitted.decode(fitted.encode(rows)), rows)
         loaded = ConceptDictionary.load(fitted.save(tmp_path / "saved"))
         assert torch.equal(loaded.encode(rows), fitted.encode(rows))
+
+
+def test_the_readme_counts_the_methods_and_metrics_that_there_are():
+    from interpreto_mlops.attributions import METHODS
+    from interpreto_mlops.attributions.metrics import METRICS
+
+    words = {16: "sixteen", 18: "eighteen"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{words[len(METHODS)]} methods" in readme
+    assert f"{words[len(METRICS)]} metrics" in readme

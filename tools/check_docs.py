@@ -69,6 +69,13 @@ SECTIONS = (
     ),
 )
 
+# What Python code calls beside what the registries hold.
+PYTHON = (
+    ("interpreto_mlops", ("load_model", "TextModel", "compare_methods", "log_attributions", "log_dictionary")),
+    ("interpreto_mlops.attributions", ("Attributor.__call__", "Attribution", "AttributionSet", "Target")),
+    ("interpreto_mlops.attributions.metrics", ("evaluate", "MetricResult", "MetricSet")),
+)
+
 PREFACE = """\
 # Reference
 
@@ -189,6 +196,21 @@ def command_chapter() -> Iterator[str]:
         yield f"\n### {COMMAND} {name}\n\n```\n{command.get_help(own)}\n```"
 
 
+def python_chapter() -> Iterator[str]:
+    """What Python code calls beside the methods, metrics and dictionaries themselves."""
+    yield "## In Python\n"
+    for module, names in PYTHON:
+        home = importlib.import_module(module)
+        for name in names:
+            owner, _, method = name.partition(".")
+            item = getattr(home, owner)
+            title = f"{module}.{owner}"
+            if method:
+                item, title = getattr(item, method), f"A method, called with texts ({module}.{name})"
+            yield f"\n### {title}\n"
+            yield from body(item)
+
+
 def recipe_chapter() -> Iterator[str]:
     """The recipes: what a job can be asked to do, and the files of recipes/ by their first comment."""
     recipes = importlib.import_module("interpreto_mlops.workflows.recipes")
@@ -208,7 +230,7 @@ def reference() -> str:
     parts = [PREFACE]
     for section in SECTIONS:
         parts += [*registry_chapter(section), ""]
-    text = "\n".join([*parts, *recipe_chapter(), "", *command_chapter()])
+    text = "\n".join([*parts, *python_chapter(), "", *recipe_chapter(), "", *command_chapter()])
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.splitlines())).strip() + "\n"
 
 
