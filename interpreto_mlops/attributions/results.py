@@ -21,9 +21,10 @@ Floats = npt.NDArray[np.float64]
 
 _TABLE, _HEADER = "attributions.parquet", "attributions.json"
 _FORMAT = "attribution-set/2"
+_SHOWN = 60  # characters of a text
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Attribution:
     """The scores of one text's elements for its targets.
 
@@ -70,6 +71,11 @@ class Attribution:
 
     def __len__(self) -> int:
         return len(self.elements)
+
+    def __repr__(self) -> str:
+        named = ", ".join(target.title for target in self.targets[:3]) + (", …" if len(self.targets) > 3 else "")
+        short = self.text if len(self.text) <= _SHOWN else self.text[:_SHOWN] + "…"
+        return f"Attribution({short!r}: {len(self)} elements, {self.method} of {named or 'nothing'})"
 
     @property
     def valid(self) -> npt.NDArray[np.bool_]:

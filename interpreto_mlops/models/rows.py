@@ -60,5 +60,8 @@ class Row:
 
 
 def order(row: Row) -> tuple[Any, ...]:
-    """Sort by what shares a batch, then by length."""
-    return row.stage, row.exact, row.length
+    """Sort by what shares a batch, then by length; the last row is the next to run.
+
+    Scores come before gradients, which wait until there are enough for full batches.
+    """
+    return -row.stage, row.exact, row.length

@@ -8,7 +8,7 @@ from typing import Any
 
 from interpreto_mlops.attributions import Attributor
 from interpreto_mlops.attributions.comparison import Comparison
-from interpreto_mlops.attributions.metrics import Metric
+from interpreto_mlops.attributions.metrics import METRICS, Metric
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
@@ -28,7 +28,7 @@ def compare_methods(
     model: TextModel | str,
     texts: Iterable[str] | TextDataset,
     methods: Sequence[str | Attributor] = _METHODS,
-    metrics: Sequence[str | Metric] = _METRICS,
+    metrics: str | Sequence[str | Metric] = _METRICS,
     *,
     targets: Any = None,
     contrast: Any = None,
@@ -56,7 +56,8 @@ def compare_methods(
         model: a `TextModel`, or where to load one: a folder, a hub id, or `models:/name@alias`.
         texts: the raw texts, or a `TextDataset`.
         methods: registry names, or methods that are built already.
-        metrics: registry names, or metrics that are built already.
+        metrics: registry names, or metrics that are built already; `all` for every one that is neither costly nor needs
+            more than the explanations.
         targets, contrast, generation, truncation: what is explained, as a method is called with it; by default the
             predicted class, or the model's own continuation.
         granularity, inference_mode, replacement, target_granularity: of methods given by name.
@@ -91,6 +92,8 @@ def compare_methods(
         "target_granularity": target_granularity,
     }
     scoring = {"replacement": replacement, "n_random": n_random, "seed": seed}
+    if metrics == "all":
+        metrics = [name for name, kind in METRICS.items() if not kind.costly and not kind.needs]
     known, methods, metrics = dict(options or {}), _sequence(methods, "methods"), _sequence(metrics, "metrics")
     names = [each for each in (*methods, *metrics) if isinstance(each, str)]
     if unused := [name for name in known if name not in names]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -59,3 +60,12 @@ def test_sets_that_were_joined_save_and_load(tiny_model, tmp_path):
     first, second = (Occlusion(tiny_model())([text]) for text in ("good food", "a very cold awful soup"))
     joined = AttributionSet([*first, *second])
     assert AttributionSet.load(joined.save(tmp_path)) == joined
+
+
+def test_an_attribution_is_shown_in_one_line(tiny_model):
+    item = Occlusion(tiny_model())(["good food " * 9], targets=[[0, 1]], contrast=2)[0]
+    assert repr(item) == (
+        f"Attribution({('good food ' * 6)[:60] + '…'!r}: 18 elements, occlusion of LABEL_0 rather than LABEL_2, "
+        "LABEL_1 rather than LABEL_2)"
+    )
+    assert "0 elements, occlusion of nothing" in repr(dataclasses.replace(item, elements=(), targets=()))

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 import interpreto_mlops as im
 from interpreto_mlops.attributions import AttributionSet, IntegratedGradients, KernelShap, Occlusion, Saliency
 from interpreto_mlops.attributions.comparison import PAIR_COLUMNS, TABLE_COLUMNS
-from interpreto_mlops.attributions.metrics import Comprehensiveness, Deletion, Insertion, MaxSensitivity
+from interpreto_mlops.attributions.metrics import METRICS, Comprehensiveness, Deletion, Insertion, MaxSensitivity
 from interpreto_mlops.cli import main
 from interpreto_mlops.errors import DataError, InputError, ModelOutputError, TextWarning, UnknownNameError
 from interpreto_mlops.text.datasets import TextDataset
@@ -427,6 +427,15 @@ def test_a_language_models_continuations_go_through_the_command_to_the_page(many
     assert len(examples["data"]) == 12
     recipe = load_recipe(client.download_artifacts(run.info.run_id, "recipe.yaml", str(tmp_path)))
     assert recipe.generate == {"max_new_tokens": 4, "min_new_tokens": 4}
+
+
+def test_all_metrics_are_those_that_need_no_more_than_the_explanations(tiny_model, many):
+    found = im.compare_methods(tiny_model(), many[:2], ["occlusion"], "all", log=False, **FEW)
+    wanted = {name for name, kind in METRICS.items() if not kind.costly and not kind.needs}
+    assert wanted <= set(found.table["metric"])
+    assert not {"sanity_check", "normalized_aopc", "plausibility/auprc"} & set(found.table["metric"])
+    with pytest.raises(InputError, match="give a list of metrics, not one string"):
+        im.compare_methods(tiny_model(), many[:2], ["occlusion"], "deletion", log=False)
 
 
 def test_precision_is_a_flag_and_makes_another_cell(many, database, tmp_path):
