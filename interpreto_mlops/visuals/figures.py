@@ -36,6 +36,7 @@ _DIVERGING = LinearSegmentedColormap.from_list("against_for", [AGAINST, "#f4a582
 _METHODS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _MIN_SHARE = 0.005
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MOST_NAMES = 8  # methods whose names do not lie upon each other; of more the legend alone tells
 _COSTS = {"evaluations": "evaluations for one text", "seconds": "seconds for one text"}
 
 
@@ -131,7 +132,8 @@ def comparison_figure(
 def cost_figure(table: pd.DataFrame, *, cost: str = "evaluations") -> Figure:
     """Draw faithfulness over cost: a panel for each metric, a point with its interval for each method.
 
-    Methods that no other one beats, by costing no more and being no worse, are ringed, named and joined by a line.
+    Methods that no other one beats, by costing no more and being no worse, are ringed, joined by a line and, of up to 8
+    methods, named.
 
     Arguments:
         table: of a `Comparison`.
@@ -175,7 +177,8 @@ def _cost_panel(axes: Axes, rows: pd.DataFrame, methods: Sequence[str], cost: st
             axes.plot([x, x], [row["low"], row["high"]], color=colour, lw=1.6, alpha=0.5, solid_capstyle="round")
         if ringed:
             axes.plot([x], [y], marker="o", ms=12, ls="", mfc="none", mec=_INK, mew=1.0, zorder=4)
-            _name(axes, x, y, label, right=x * x > np.nanmin(costs) * np.nanmax(costs))
+            if len(methods) <= _MOST_NAMES:
+                _name(axes, x, y, label, right=x * x > np.nanmin(costs) * np.nanmax(costs))
     front = np.flatnonzero(best)[np.argsort(costs[best], kind="stable")]
     axes.plot(costs[front], values[front], color=_INK, lw=0.8, ls=":", zorder=1)
     random = rows["random_mean"].mean()
