@@ -169,8 +169,9 @@ class Attributor(ABC):
             generation=generation,
             truncation=truncation,
         )
-        given = {"targets": _said(targets), "contrast": _said(contrast), "generation": generation or None}
-        call = {name: value for name, value in given.items() if value is not None}
+        call: dict[str, Any] = {} if targets is None else {"targets": "given"}
+        if generation:
+            call["generation"] = generation
         yield from self.model.engine.run(self._program(question, call) for question in asked)
 
     def _program(self, question: Question, call: Mapping[str, Any] | None) -> Program[Attribution]:
@@ -317,14 +318,6 @@ def as_integer(name: str, value: Any, least: int) -> int:
     if number is None or number < least:
         raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
     return number
-
-
-def _said(given: Any) -> str | int | None:
-    """Return what one target or contrast for all texts is, or that there is one for each text."""
-    if given is None or isinstance(given, str):
-        return given
-    number = None if isinstance(given, (bool, np.bool_)) or not hasattr(given, "__index__") else operator.index(given)
-    return "for each text" if number is None else number
 
 
 def hidden(progress: bool | None) -> bool | None:

@@ -78,7 +78,16 @@ def check(explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None
 def attribution_params(explanations: AttributionSet, model: TextModel | None) -> dict[str, str]:
     """Return the parameters of the run."""
     named = {} if model is None else {"model": model.name, "task": model.task}
-    return schema.params({**named, "method": explanations.method}, explanations.parameters)
+    return schema.params({**named, "method": explanations.method}, {**explanations.parameters, **_asked(explanations)})
+
+
+def _asked(explanations: AttributionSet) -> dict[str, str]:
+    """Return what was explained, where it was given, and against what: the name, or that there are several."""
+    targets = [target for item in explanations for target in item.targets]
+    names = {"contrast": {target.contrast_name for target in targets if target.contrast_name is not None}}
+    if "targets" in explanations.parameters:
+        names["targets"] = {target.name for target in targets}
+    return {name: next(iter(found)) if len(found) == 1 else "several" for name, found in names.items() if found}
 
 
 def attribution_scores(metrics: Iterable[MetricResult]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from interpreto_mlops.models.requests import ScoreRequest
 from interpreto_mlops.models.targets import label_id, questions
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Granularity
+from interpreto_mlops.tracking.attribution_evidence import attribution_params
 from tests.attributions.language_models import EOS, language_model
 from tests.attributions.test_token_classification import build as build_tagger
 from tests.conftest import build as build_classifier
@@ -195,13 +196,23 @@ def test_a_request_of_several_readouts_gives_each_row_its_own():
     assert request.readout_of(0).positions == (2, 3)
 
 
-def test_a_call_for_all_texts_is_recorded_and_a_target_against_itself_is_said(tiny_model):
+def test_given_targets_are_told_from_predicted_ones_and_a_target_against_itself_is_said(tiny_model):
     model = tiny_model()
-    item = Occlusion(model)(["good food"], targets=2, contrast="LABEL_0")[0]
-    assert (item.parameters["targets"], item.parameters["contrast"]) == (2, "LABEL_0")
-    item = Occlusion(model)(["good food"], targets=[[0, 1]], contrast=[2])[0]
-    assert (item.parameters["targets"], item.parameters["contrast"]) == ("for each text", "for each text")
-    assert "contrast" not in Occlusion(model)(["good food"])[0].parameters
+    assert Occlusion(model)(["good food"], targets=2)[0].parameters["targets"] == "given"
+    assert "targets" not in Occlusion(model)(["good food"])[0].parameters
     with pytest.warns(TextWarning, match="text 0 is explained against its own target; those scores are 0"):
         item = Occlusion(model)(["good food"], targets=1, contrast=1)[0]
     np.testing.assert_array_equal(item.scores, 0)
+
+
+def test_a_runs_parameters_name_what_was_explained_against_what(tiny_model):
+    model, texts = tiny_model(), ["good food", "awful soup"]
+
+    def asked(**call):
+        params = attribution_params(Occlusion(model)(texts, **call), model)
+        return params.get("method.targets"), params.get("method.contrast")
+
+    assert asked() == (None, None)
+    assert asked(targets=2, contrast="LABEL_0") == ("LABEL_2", "LABEL_0")
+    assert asked(targets=[2, 2], contrast=[0, 1]) == ("LABEL_2", "several")
+    assert asked(targets=[2, 1]) == ("several", None)
