@@ -298,6 +298,18 @@ class TextModel:
                 module.training = True
 
     @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold parameters out of the graph of gradients, which is some per cent faster, and put their flags back."""
+        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in wanted:
+            parameter.requires_grad = False
+        try:
+            yield
+        finally:
+            for parameter in wanted:
+                parameter.requires_grad = True
+
+    @contextmanager
     def embeddings_replaced(self, embeddings: torch.Tensor, module: torch.nn.Module | None = None) -> Iterator[None]:
         """Make the embedding module return `embeddings`, shape (rows, tokens, width), whatever ids it is given.
 

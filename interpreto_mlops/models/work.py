@@ -297,7 +297,7 @@ class Work:
     def _run_gradients(self, batch: list[Row]) -> None:
         batch, groups = _by_request(batch)
         readouts = [row.readout for row in batch]
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), self.model.frozen():
             kind = type(readouts[0])
             inputs = kind.inputs(self.model, [row.encoding for row in batch], [row.ids for row in batch], readouts)
             leaf = padded([sums.points(points) for sums, points in groups.items()], max(row.length for row in batch))
