@@ -300,7 +300,8 @@ class TextModel:
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Hold parameters out of the graph of gradients, which is some per cent faster, and put their flags back."""
-        wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # What an offloading hook has loaded under inference mode could not be put back, and needs no gradients.
+        wanted = [each for each in self.model.parameters() if each.requires_grad and not each.is_inference()]
         for parameter in wanted:
             parameter.requires_grad = False
         try:
