@@ -598,3 +598,16 @@ def test_a_caller_without_gradients_frozen_parameters_and_train_mode_change_noth
 
 def test_reduced_keeps_leading_axes():
     assert reduced(np.ones((2, 3, 4)), Reduction.L1).tolist() == [[4.0] * 3] * 2
+
+
+def test_a_parameter_that_was_loaded_under_inference_mode_is_left_alone(tiny_model):
+    """Hooks that bring offloaded weights in leave such parameters behind; their flags cannot be put back."""
+    model = tiny_model()
+    layer = model.model.classifier
+    with torch.inference_mode():
+        layer.weight = torch.nn.Parameter(layer.weight.clone())
+    assert layer.weight.is_inference()
+    with model.frozen():
+        assert not layer.bias.requires_grad
+        assert layer.weight.requires_grad
+    assert layer.bias.requires_grad
