@@ -14,7 +14,7 @@ import torch
 
 from interpreto_mlops.concepts.base import check_enough_rows, check_integer, check_number
 from interpreto_mlops.concepts.linear import LinearDictionary, linear_state
-from interpreto_mlops.concepts.training import DataFacts, State
+from interpreto_mlops.concepts.training import DataFacts, Learner, State
 
 _MOST_HELD_OUT = 4096
 # Without a number of epochs, training shows about this many rows, in at least so many epochs.
@@ -83,7 +83,7 @@ class SparseAutoencoder(LinearDictionary):
         return AutoencoderLearner(self, self._module(facts.width), facts)
 
 
-class AutoencoderLearner:
+class AutoencoderLearner(Learner):
     """Trains one sparse autoencoder from the rows that stream by.
 
     Arguments:
@@ -117,6 +117,7 @@ class AutoencoderLearner:
         self._held_out_share = min(parameters.validation_share, _MOST_HELD_OUT / facts.n_rows)
         self._passes_ended = 0
         self._epoch = _EpochSums()
+        self._news: list[dict[str, float]] = []
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -208,12 +209,49 @@ class AutoencoderLearner:
         finally:
             torch.set_num_threads(threads)
 
-    def end_pass(self) -> dict[str, float]:
-        """Train on the rows that fill no batch, and return `train/loss`, `train/r2`, `train/l0`, `train/dead`."""
+    def end_pass(self) -> None:
+        """Train on the rows that fill no batch, and note `train/loss`, `train/r2`, `train/l0`, `train/dead`."""
         with self._few_threads():
-            return self._end_pass()
+            self._end_pass()
 
-    def _end_pass(self) -> dict[str, float]:
+    def news(self) -> list[dict[str, float]]:
+        """Return the lines of the training curve since the last call."""
+        news, self._news = self._news, []
+        return news
+
+    def state(self) -> State:
+        """Return the weights, the optimiser's moments, the counters, and the rows that wait."""
+        state = {f"weight.{i}": parameter.detach().clone() for i, parameter in enumerate(self._parameters_list())}
+        for i, moments in self._optimizer.state_dict()["state"].items():
+            state |= {f"adam.{i}.{name}": tensor.clone() for name, tensor in moments.items()}
+        empty = torch.empty(0, self._facts.width)
+        return state | {
+            "silence": self._silence.clone(),
+            "waiting": torch.cat([empty, *self._waiting]),
+            "held_out": torch.cat([empty, *self._held_out]),
+            "counters": torch.tensor([self._n_seen, self._passes_ended, self._epoch.n_rows]),
+            "epoch": self._epoch.sums.clone(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on from what `state` returned."""
+        with torch.no_grad():
+            for i, parameter in enumerate(self._parameters_list()):
+                parameter.copy_(state[f"weight.{i}"])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name in [name for name in state if name.startswith("adam.")]:
+            _, place, moment = name.split(".")
+            moments.setdefault(int(place), {})[moment] = state[name].clone()
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        self._silence = state["silence"].clone()
+        self._waiting, self._held_out = [state["waiting"].clone()], [state["held_out"].clone()]
+        self._n_seen, self._passes_ended, self._epoch.n_rows = map(int, state["counters"])
+        self._epoch.sums = state["epoch"].clone()
+
+    def _parameters_list(self) -> list[torch.Tensor]:
+        return [*self._module.parameters(), self._bias]
+
+    def _end_pass(self) -> None:
         (rest,) = self._waiting
         if len(rest):
             self._step(rest)
@@ -226,7 +264,7 @@ class AutoencoderLearner:
             "train/l0": sums.n_fired / max(1, sums.n_rows),
             "train/dead": float((self._silence > self._parameters.dead_after).double().mean()),
         }
-        return {name: value for name, value in line.items() if math.isfinite(value)}
+        self._news.append({"step": self._passes_ended, **{n: v for n, v in line.items() if math.isfinite(v)}})
 
     @torch.no_grad()
     def _validation_r2(self, sums: _EpochSums) -> float:
@@ -253,23 +291,23 @@ class _EpochSums:
 
     def __init__(self) -> None:
         self.n_rows = 0
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self.sums = torch.zeros(3, dtype=torch.float64)
 
     def add(self, rows: torch.Tensor, error: torch.Tensor, fired: torch.Tensor) -> None:
         self.n_rows += len(rows)
-        self._sums += torch.stack([error.square().sum(), rows.square().sum(), fired.sum()]).double()
+        self.sums += torch.stack([error.square().sum(), rows.square().sum(), fired.sum()]).double()
 
     @property
     def error(self) -> float:
-        return float(self._sums[0])
+        return float(self.sums[0])
 
     @property
     def spread(self) -> float:
-        return float(self._sums[1])
+        return float(self.sums[1])
 
     @property
     def n_fired(self) -> float:
-        return float(self._sums[2])
+        return float(self.sums[2])
 
 
 def _held_out(block: torch.Tensor, share: float) -> torch.Tensor:

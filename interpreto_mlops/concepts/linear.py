@@ -12,38 +12,26 @@ from interpreto_mlops.errors import InputError
 
 
 @dataclass(kw_only=True, eq=False)
-class LinearDictionary(ConceptDictionary):
-    """codes = activate((rows − mean) / scale · encoderᵀ + encoder_bias); rows = scale · codes · decoder + mean.
+class LinearDecoder(ConceptDictionary):
+    """rows = scale · codes · decoder + mean, whatever the encoder is.
 
-    Shapes: `mean` (width,), `scale` (), `encoder` and `decoder` (n_concepts, width), `encoder_bias` (n_concepts,).
+    Shapes: `mean` (width,), `scale` (), `decoder` (n_concepts, width).
     """
 
     @property
     def dictionary(self) -> torch.Tensor:
-        """The decoder's rows, of norm 1 after a fit, shape (n_concepts, width)."""
+        """The decoder's rows, shape (n_concepts, width)."""
         return self.tensor("decoder")
 
     @property
     def mean(self) -> torch.Tensor:
-        """What is subtracted before encoding and added after decoding, shape (width,)."""
+        """What is added after decoding, shape (width,)."""
         return self.tensor("mean")
 
     @property
     def scale(self) -> torch.Tensor:
-        """The unit of the codes: one number by which centred rows are divided."""
+        """The unit of the codes: one number by which decoded rows are multiplied."""
         return self.tensor("scale")
-
-    def activate(self, codes: torch.Tensor) -> torch.Tensor:
-        """Return the codes of the encoder's outputs, shape (rows, n_concepts); every row by itself."""
-        return codes
-
-    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
-        # In float64 a product's rounding depends on the batch's size only far below float32, so that a choice among
-        # nearly equal concepts never depends on the company that a row is encoded in.
-        mean, scale, encoder, bias = (
-            self.tensor(name).double() for name in ("mean", "scale", "encoder", "encoder_bias")
-        )
-        return self.activate(torch.addmm(bias, (rows.double() - mean) / scale, encoder.T)).float()
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Return activations, shape (rows, width), from codes, shape (rows, n_concepts); differentiable.
@@ -59,6 +47,26 @@ class LinearDictionary(ConceptDictionary):
     def gradient(self, codes: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
         """Return d g / d codes = (d g / d rows) · decoderᵀ · scale: exact, whatever the codes are."""
         return of_rows @ self.dictionary.T * self.scale
+
+
+@dataclass(kw_only=True, eq=False)
+class LinearDictionary(LinearDecoder):
+    """codes = activate((rows − mean) / scale · encoderᵀ + encoder_bias); rows = scale · codes · decoder + mean.
+
+    Shapes: as `LinearDecoder`, and `encoder` (n_concepts, width), `encoder_bias` (n_concepts,).
+    """
+
+    def activate(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return the codes of the encoder's outputs, shape (rows, n_concepts); every row by itself."""
+        return codes
+
+    def _encode(self, rows: torch.Tensor) -> torch.Tensor:
+        # In float64 a product's rounding depends on the batch's size only far below float32, so that a choice among
+        # nearly equal concepts never depends on the company that a row is encoded in.
+        mean, scale, encoder, bias = (
+            self.tensor(name).double() for name in ("mean", "scale", "encoder", "encoder_bias")
+        )
+        return self.activate(torch.addmm(bias, (rows.double() - mean) / scale, encoder.T)).float()
 
 
 def linear_state(

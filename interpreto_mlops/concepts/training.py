@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -84,25 +85,40 @@ class DataFacts:
         return scale
 
 
-class Learner(Protocol):
+class Learner(ABC):
     """What a dictionary does while rows stream by; it is thrown away when the dictionary is fitted."""
 
-    @property
-    def n_passes(self) -> int:
-        """How many passes over the rows it wants."""
-        ...
+    n_passes: int = 1
+    """The most passes over the rows that it wants."""
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it wants no further pass, though `n_passes` would allow it one."""
+        return False
+
+    @abstractmethod
     def observe(self, block: torch.Tensor) -> None:
         """Take the next rows, shape (rows, width), float32; the block is shared and must not be changed."""
-        ...
 
-    def end_pass(self) -> dict[str, float]:
-        """Close a pass and return its line of the training curve (empty when the method has none)."""
-        ...
+    def end_pass(self) -> None:
+        """Close a pass."""
+        return
 
+    def news(self) -> list[dict[str, float]]:
+        """Return the lines of the training curve since the last call, each with a `step` (a whole number)."""
+        return []
+
+    @abstractmethod
+    def state(self) -> State:
+        """Return all that `restore` needs to go on from here, to the bit, in a new process."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Go on from what `state` returned; only on a learner that has seen nothing."""
+
+    @abstractmethod
     def finish(self) -> State:
         """Return the fitted tensors."""
-        ...
 
 
 class Trainable(Protocol):
@@ -157,15 +173,16 @@ def fit_together(
         disable=None if progress is None else not progress,
     ) as bar:
         for number in range(n_passes):
-            active = [i for i, learner in enumerate(learners) if number < learner.n_passes]
+            active = [i for i, each in enumerate(learners) if number < each.n_passes and not each.stopped]
             for block in rows.batches(_BLOCK_ROWS, shuffle=True, seed=order_seed + number):
                 for i in active:
                     learners[i].observe(block)
                 bar.update(len(block))
             for i in active:
-                histories[i].append(learners[i].end_pass())
+                learners[i].end_pass()
+                histories[i] += learners[i].news()
     for dictionary, learner, history in zip(dictionaries, learners, histories, strict=True):
-        dictionary.complete(learner.finish(), [line for line in history if line], rows.provenance)
+        dictionary.complete(learner.finish(), history, rows.provenance)
     return list(dictionaries)
 
 

@@ -95,6 +95,23 @@ class Splitter:
         # Copied outside inference mode, so that the caller may use the tensors under autograd.
         return {path: _first_tensor(found[path]).clone() for path in self.split_points}
 
+    @contextmanager
+    def replaced(self, layer: int | str, replace: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+        """Exchange what a split point puts out, in every forward pass of the model that this thread makes meanwhile.
+
+        Arguments:
+            layer: the split point.
+            replace: from the output, shape (rows, tokens, width), to one of the same shape, or None to leave it. When
+                the model generates, it is called for each step, with the new tokens alone.
+        """
+
+        def exchange(output: Any) -> Any:
+            tensor = replace(_first_tensor(output))
+            return None if tensor is None else _with_first_tensor(output, tensor)
+
+        with self.model.execution.hooked(), _hooked({self._modules[self.path(layer)]: exchange}):
+            yield
+
     def output_gradients(
         self, inputs: Mapping[str, torch.Tensor], layer: int | str, targets: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

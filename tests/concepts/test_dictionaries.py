@@ -17,6 +17,7 @@ import torch
 import interpreto_mlops.concepts as concepts
 from interpreto_mlops.concepts import DICTIONARIES, ConceptDictionary, PCAConcepts, TopKSAEConcepts, fit_together
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Word
+from interpreto_mlops.concepts.training import DataFacts, Learner
 from interpreto_mlops.errors import InputError, IntegrityError, NotFittedError, UnknownNameError
 
 WIDTH, N_ROWS, N_CONCEPTS = 12, 600, 8
@@ -84,6 +85,30 @@ def test_the_same_seed_gives_the_same_dictionary(
     again = build(name).fit(rows, progress=False)
     assert torch.equal(again.dictionary, fitted(name).dictionary)
     assert torch.equal(again.encode(rows), fitted(name).encode(rows))
+
+
+@every_family
+def test_a_learner_goes_on_from_its_state_to_the_bit(name: str, rows: torch.Tensor) -> None:
+    facts = DataFacts(len(rows), rows.double().mean(0).numpy(), rows.double().var(0, correction=0).numpy())
+    whole, stopped, resumed = (build(name).begin(facts) for _ in range(3))
+    shown = [block for _ in range(min(3, whole.n_passes)) for block in rows.split(97)]
+    stop = len(shown) // 2
+
+    def show(learner: Learner, part: list[torch.Tensor]) -> None:
+        for block in part:
+            learner.observe(block)
+            if len(block) < 97:  # the last of a pass
+                learner.end_pass()
+
+    show(whole, shown)
+    show(stopped, shown[:stop])
+    resumed.restore(stopped.state())
+    show(stopped, shown[stop:])  # what it goes on to do is nobody else's
+    show(resumed, shown[stop:])
+    expected, found = whole.finish(), resumed.finish()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    assert all(torch.equal(expected[key], tensor) for key, tensor in stopped.finish().items())
 
 
 @every_family

@@ -69,7 +69,9 @@ def test_encoding_is_what_the_formula_says(
 def test_the_history_tells_the_truth(data: tuple[torch.Tensor, torch.Tensor], pair: list[TopKSAEConcepts]) -> None:
     dictionary = pair[0]
     assert len(dictionary.history_) == 25
-    assert all(set(line) == {"train/loss", "train/r2", "train/l0", "train/dead"} for line in dictionary.history_)
+    assert all(
+        set(line) == {"step", "train/loss", "train/r2", "train/l0", "train/dead"} for line in dictionary.history_
+    )
     first, last = dictionary.history_[0], dictionary.history_[-1]
     assert last["train/loss"] < 0.4 * first["train/loss"]
     assert last["train/dead"] == 0.0
@@ -93,8 +95,8 @@ def test_dead_concepts_come_back() -> None:
         for number in range(learner.n_passes):
             for block in as_rows(rows).batches(500, shuffle=True, seed=number):
                 learner.observe(block)
-            line = learner.end_pass()
-        return line["train/dead"]
+            learner.end_pass()
+        return learner.news()[-1]["train/dead"]
 
     assert trained(aux_coefficient=0.0) > 0.5
     assert trained() < 0.3

@@ -9,7 +9,7 @@ import torch
 
 from interpreto_mlops.concepts.base import DICTIONARIES, check_enough_rows
 from interpreto_mlops.concepts.linear import LinearDictionary, linear_state
-from interpreto_mlops.concepts.training import DataFacts, State
+from interpreto_mlops.concepts.training import DataFacts, Learner, State
 from interpreto_mlops.errors import InputError
 
 
@@ -44,9 +44,7 @@ class PCAConcepts(LinearDictionary):
         return _Covariance(facts, self.n_concepts)
 
 
-class _Covariance:
-    n_passes = 1
-
+class _Covariance(Learner):
     def __init__(self, facts: DataFacts, n_components: int) -> None:
         self._n_components = n_components
         # The mean that is known beforehand keeps the sums small; the rows' own mean then makes them exact.
@@ -61,8 +59,12 @@ class _Covariance:
         self._sum += centred.sum(dim=0)
         self._products.addmm_(centred.T, centred)
 
-    def end_pass(self) -> dict[str, float]:
-        return {}
+    def state(self) -> State:
+        return {"count": torch.tensor(self._count), "sum": self._sum.clone(), "products": self._products.clone()}
+
+    def restore(self, state: State) -> None:
+        self._count = int(state["count"])
+        self._sum, self._products = state["sum"].clone(), state["products"].clone()
 
     def finish(self) -> State:
         shift = self._sum / self._count
