@@ -127,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md and its plot")
     options = parser.parse_args()
     if options.peers is None:
-        options.peers = [] if options.quick else list(PEERS)
+        options.peers = [] if options.quick else sorted({peer for peers in KINDS.values() for peer in peers})
     if options.quick and options.write:
         parser.error("--quick measures a tiny model, whose numbers are not for the page")
     return options

@@ -17,14 +17,18 @@ FOLDER = Path(__file__).resolve().parents[2] / ".benchmarks"
 
 PEERS = {
     "captum": "captum==0.9.0",
+    "dictionary_learning": "dictionary-learning==0.1.0",
     "inseq": "inseq==0.7.1",
     "interpreto": "interpreto==0.5.2",
     "lime": "lime==0.2.0.1",
+    "sae_lens": "sae-lens==6.54.12",
     "shap": "shap==0.51.0",
 }
 """The libraries by the module that they are imported as. All install with their dependencies; none may move torch."""
 
 HELD = ("torch", "transformers")
+# nnsight 0.3 asks for torchvision, whose release in the registry does not fit a CPU build of torch.
+REMOVED = {"dictionary_learning": ("torchvision",)}
 
 
 def environment(name: str) -> tuple[str | None, str]:
@@ -44,6 +48,8 @@ def environment(name: str) -> tuple[str | None, str]:
     (folder / "install.log").write_text(done.stdout + done.stderr)
     if done.returncode:
         return None, _last_error(done.stderr)
+    for package in REMOVED.get(name, ()):
+        subprocess.run([*pip[:3], "--disable-pip-version-check", "uninstall", "--yes", "--quiet", package], check=True)
     made.write_text(wanted)
     return str(python), ""
 

@@ -2,13 +2,14 @@
 
     python run_peer.py JOB.json RESULT.json
 
-The job names the library, a saved model, texts and what to do; the result is a list of records. Only the library
-itself, torch and transformers are imported.
+The job names the library, a saved model (or activations), texts and what to do; the result is a list of records. Only
+the library itself, torch and transformers are imported.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import logging
 import sys
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from measure import Floor, best, measure
+from sae_scores import scores
 
 
 def load(folder: str, kind: str) -> tuple[Any, Any]:
@@ -92,6 +95,30 @@ def generation(jobs: Any, job: dict[str, Any], model: Any, tokenizer: Any) -> It
         }
 
 
+def sae(jobs: Any, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Train sparse autoencoders on given rows, all for the same number of rows, and score them on held-out ones."""
+    train, held_out = (load_file(job["activations"])[part] for part in ("train", "held_out"))
+    for family, settings, seed in itertools.product(job["families"], jobs.SETTINGS, job["seeds"]):
+        record = {"method": family, "setting": settings, "seed": seed}
+        start = time.process_time()
+        try:
+            apply = jobs.train(job, family, seed, shuffled(train, job["batch"], job["steps"], seed), **settings)
+            seconds = time.process_time() - start
+            yield {**record, "cpu": seconds, **scores(apply, held_out, train)}
+        except Exception as error:  # noqa: BLE001 - what a library raises is its result here
+            yield {**record, "failed": reason(error)}
+
+
+def shuffled(rows: torch.Tensor, batch: int, steps: int, seed: int) -> Iterator[torch.Tensor]:
+    """Batches of all rows in random order, epoch after epoch, `steps` of them."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        place = step % (len(rows) // batch)
+        if place == 0:
+            order = torch.randperm(len(rows), generator=generator)
+        yield rows[order[place * batch : (place + 1) * batch]]
+
+
 def reason(error: Exception) -> str:
     """One line that says what went wrong; the whole of it goes to the log."""
     traceback.print_exception(error)
@@ -110,9 +137,9 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - a library that does not import is a result too
         result_path.write_text(json.dumps([{"failed": reason(error)}]))
         return
-    model, tokenizer = load(job["model"], job["kind"])
+    given = () if job["kind"] == "sae" else load(job["model"], job["kind"])
     records = []
-    for record in globals()[job["kind"]](jobs, job, model, tokenizer):
+    for record in globals()[job["kind"]](jobs, job, *given):
         records.append(record)
         print(f"{time.perf_counter() - start:7.1f} s {record}"[:300], flush=True)
         result_path.write_text(json.dumps(records))
