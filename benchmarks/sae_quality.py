@@ -38,11 +38,13 @@ LAYER = 1
 def activations(path: Path, *, epochs: int = 3, texts: int = 2500) -> Path:
     """Write rows of the quickstart's classifier, centred and scaled, as `train` and `held_out`."""
     from interpreto_mlops.concepts import ModelWithSplitPoints
+    from interpreto_mlops.models.text_model import TextModel
     from interpreto_mlops.text.library_docs import library_docs
     from interpreto_mlops.workflows.classifier import train_classifier
 
     train, test = library_docs("train"), library_docs("test")
-    model = train_classifier(train, epochs=epochs, seed=0).model
+    trained = train_classifier(train, test, epochs=epochs)
+    model = TextModel(trained.model, trained.tokenizer, name="library-docs")
     split = ModelWithSplitPoints(model, split_points=[LAYER])
     parts = {
         name: split.get_activations(data.texts[:texts], progress=False)[LAYER].tensor()
