@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from interpreto_mlops.models.text_model import TextModel as TextModel
     from interpreto_mlops.tracking.dictionary_flavor import load_dictionary as load_dictionary
+    from interpreto_mlops.tracking.evidence import live_training as live_training
     from interpreto_mlops.tracking.evidence import log_attributions as log_attributions
     from interpreto_mlops.tracking.evidence import log_dictionary as log_dictionary
     from interpreto_mlops.tracking.loading import load_model as load_model
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "TextModel": "interpreto_mlops.models.text_model",
     "compare_methods": "interpreto_mlops.workflows.compare",
+    "live_training": "interpreto_mlops.tracking.evidence",
     "load_dictionary": "interpreto_mlops.tracking.dictionary_flavor",
     "load_model": "interpreto_mlops.tracking.loading",
     "log_attributions": "interpreto_mlops.tracking.evidence",
@@ -29,6 +31,7 @@ __all__ = [
     "TextModel",
     "__version__",
     "compare_methods",
+    "live_training",
     "load_dictionary",
     "load_model",
     "log_attributions",

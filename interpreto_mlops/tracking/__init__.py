@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from interpreto_mlops.tracking.attribution_evidence import write_attributions
-from interpreto_mlops.tracking.concept_evidence import register_dictionary, write_dictionary
+from interpreto_mlops.tracking.concept_evidence import register_dictionary, training_listener, write_dictionary
 from interpreto_mlops.tracking.dictionary_flavor import load_dictionary
-from interpreto_mlops.tracking.evidence import LoggedDictionary, log_attributions, log_dictionary
+from interpreto_mlops.tracking.evidence import LoggedDictionary, live_training, log_attributions, log_dictionary
 from interpreto_mlops.tracking.links import run_url, ui_command
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.resolving import find_registered
@@ -20,6 +20,7 @@ __all__ = [
     "Store",
     "connect",
     "find_registered",
+    "live_training",
     "load_dictionary",
     "load_model",
     "log_attributions",
@@ -28,6 +29,7 @@ __all__ = [
     "register_dictionary",
     "run",
     "run_url",
+    "training_listener",
     "ui_command",
     "write_attributions",
     "write_dictionary",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -165,13 +165,32 @@ def _write_inputs(
         run.input_model(str(base))
 
 
+def training_listener(runs: Sequence[RunLog]) -> Callable[[int, Mapping[str, float]], None]:
+    """Return what `fit_together(…, listener=)` tells how training goes: each line becomes points of the run's curves.
+
+    Arguments:
+        runs: the run of each dictionary, in their order.
+    """
+
+    def tell(place: int, line: Mapping[str, float]) -> None:
+        values = {_train_key(name): value for name, value in line.items() if name not in _AXES}
+        runs[place].point(values, _step(line, 0))
+
+    return tell
+
+
+def _train_key(quantity: str) -> str:
+    return quantity if quantity.startswith(f"{schema.TRAIN}/") else f"{schema.TRAIN}/{quantity}"
+
+
 def _write_training(run: RunLog, history: Sequence[Mapping[str, float]]) -> None:
-    """Write each quantity of the training as a curve, by the step or epoch that its points name."""
-    quantities = dict.fromkeys(key for point in history for key in point if key not in _AXES)
+    """Write each quantity of the training as a curve, but for the points that were written while it went on."""
+    quantities = dict.fromkeys(key for line in history for key in line if key not in _AXES)
     for quantity in quantities:
-        points = [(_step(point, place), point[quantity]) for place, point in enumerate(history) if quantity in point]
-        key = quantity if quantity.startswith(f"{schema.TRAIN}/") else f"{schema.TRAIN}/{quantity}"
-        run.curve(key, [step for step, _ in points], [value for _, value in points])
+        points = [(_step(line, place), float(line[quantity])) for place, line in enumerate(history) if quantity in line]
+        there = run.points(_train_key(quantity))
+        if missing := [point for point in points if point not in there]:
+            run.curve(_train_key(quantity), [step for step, _ in missing], [value for _, value in missing])
     if quantities and len(history) > 1:
         run.figure(schema.CONCEPTS_TRAINING_FIGURE, figures.training_figure(history))
 

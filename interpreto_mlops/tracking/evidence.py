@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.attribution_evidence import check, write_attributions
-from interpreto_mlops.tracking.concept_evidence import register_dictionary, write_dictionary
+from interpreto_mlops.tracking.concept_evidence import register_dictionary, training_listener, write_dictionary
 from interpreto_mlops.tracking.environment import version_of
 from interpreto_mlops.tracking.logged_models import check_name
 from interpreto_mlops.tracking.runs import RunLog, run
@@ -137,6 +137,27 @@ def log_dictionary(
             version = register_dictionary(log.store, logged, dictionary, name=registered_model_name, metrics=values)
     number = None if version is None else str(version.version)
     return LoggedDictionary(logged.uri, logged.model_id, log.run_id, registered_model_name, number)
+
+
+def live_training(run_ids: Sequence[str] | None = None) -> Callable[[int, Mapping[str, float]], None]:
+    """Return a listener for `fit(…, listener=)` and `fit_together` that logs `train/…` metrics while training goes on.
+
+    `log_dictionary` into the same run does not repeat them.
+
+    Arguments:
+        run_ids: the run of each dictionary; by default the open MLflow run, for one dictionary.
+
+    Raises:
+        InputError: no run is open and none is given.
+        TrackingError: the store fails.
+    """
+    logs = []
+    for run_id in run_ids if run_ids is not None else [None]:
+        store, found = current_store_for(run_id)
+        if found is None:
+            raise InputError("no MLflow run is open to log the training to; open one, or give run_ids")
+        logs.append(RunLog(store, found, shared_as="concepts"))
+    return training_listener(logs)
 
 
 @contextmanager

@@ -144,6 +144,19 @@ class RunLog:
         with self.store.guarded("log a curve"):
             self._client.log_batch(self.run_id, metrics=points)
 
+    def point(self, values: Mapping[str, float], step: int) -> None:
+        """Add one point to each of some curves, while something goes on."""
+        now = _now()
+        metrics = [Metric(schema.key(key), float(value), now, int(step)) for key, value in values.items()]
+        with self.store.guarded("log metrics"):
+            self._client.log_batch(self.run_id, metrics=metrics)
+
+    def points(self, key: str) -> set[tuple[int, float]]:
+        """Return the (step, value) pairs that a curve has."""
+        with self.store.guarded("read a curve"):
+            history = self._client.get_metric_history(self.run_id, schema.key(key))
+        return {(int(each.step), float(each.value)) for each in history}
+
     def text(self, path: str, content: str) -> None:
         """Write a text file among the run's artifacts."""
         self._file(path, lambda file: file.write_text(content, encoding="utf-8"))

@@ -6,6 +6,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -29,9 +30,14 @@ from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
 from interpreto_mlops.errors import TextWarning
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
-from interpreto_mlops.tracking.concept_evidence import dictionary_name, register_dictionary, write_dictionary
+from interpreto_mlops.tracking.concept_evidence import (
+    dictionary_name,
+    register_dictionary,
+    training_listener,
+    write_dictionary,
+)
 from interpreto_mlops.tracking.logged_models import LoggedFolder
-from interpreto_mlops.tracking.runs import run
+from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.workflows.job import Job, plain
 from interpreto_mlops.workflows.recipes import ConceptsRecipe
 
@@ -99,10 +105,13 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
             )
         for layer in recipe.layers:
             ours = [cell for cell in cells if cell.layer == layer]
-            _fit(job, ours, fitting[layer])
-            _score(job, recipe, split, ours, scoring[layer], held_out)
-        for cell in cells:
-            _write(job, recipe, cell, fit_texts, held_out)
+            with ExitStack() as stack:
+                runs = [_open(job, recipe, cell, fit_texts, held_out, stack) for cell in ours]
+                _fit(job, ours, fitting[layer], [log for log, _ in runs])
+                _score(job, recipe, split, ours, scoring[layer], held_out)
+                for cell, (log, opened) in zip(ours, runs, strict=True):
+                    _write(job, recipe, cell, log, held_out)
+                    opened.close()
     _report_cut(job, [fitting[recipe.layers[0]], scoring[recipe.layers[0]]])
     if recipe.register_best:
         _register(job, recipe, cells)
@@ -144,10 +153,15 @@ def _dictionary(method: str, parameters: dict[str, Any]) -> ConceptDictionary:
     return DICTIONARIES.get(method)(**parameters)
 
 
-def _fit(job: Job, cells: list[ConceptCell], activations: ActivationSet) -> None:
+def _fit(job: Job, cells: list[ConceptCell], activations: ActivationSet, logs: list[RunLog]) -> None:
     with job.console.stage("dictionaries"):
         start = time.perf_counter()
-        fit_together([cell.dictionary for cell in cells], activations, progress=job.console.progress)
+        fit_together(
+            [cell.dictionary for cell in cells],
+            activations,
+            progress=job.console.progress,
+            listener=training_listener(logs),
+        )
         # They share one pass, so each bears an equal part of its time.
         seconds = (time.perf_counter() - start) / len(cells)
         for cell in cells:
@@ -195,10 +209,34 @@ def _report_cut(job: Job, sets: list[ActivationSet]) -> None:
         job.console.say(f"  concepts: {cut} of {texts} texts cut at {job.model.max_length} tokens")
 
 
-def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, fit_texts: TextDataset, held_out: TextDataset) -> None:
+def _open(
+    job: Job, recipe: ConceptsRecipe, cell: ConceptCell, fit_texts: TextDataset, held_out: TextDataset, stack: ExitStack
+) -> tuple[RunLog, ExitStack]:
+    """Open the run of a dictionary before it is fitted, so that its training can be watched; the outer stack fails it.
+
+    Returns:
+        The run, and what closes it when all is written.
+    """
     dictionary = cell.dictionary
     config = {**dictionary.parameters, "method": dictionary.name, "layer": cell.path, "granularity": recipe.granularity}
     config |= {"fitted": fit_texts.digest, "scored": held_out.digest}
+    opened = stack.enter_context(ExitStack())
+    log = opened.enter_context(
+        run(
+            job.store,
+            kind="concepts",
+            name=f"{dictionary.name} {dictionary.n_concepts} at {cell.path} seed {dictionary.seed}",
+            suite=job.suite,
+            cell=job.cell(config),
+            tags={**job.tags(), schema.TAG_LAYER: cell.path},
+        )
+    )
+    cell.run_id = log.run_id
+    return log, opened
+
+
+def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, log: RunLog, held_out: TextDataset) -> None:
+    dictionary = cell.dictionary
     one = plain(
         recipe,
         layers=[cell.layer],
@@ -209,17 +247,7 @@ def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, fit_texts: TextD
         first_seed=dictionary.seed,
         register_best=False,
     )
-    with (
-        job.console.stage("tracking"),
-        run(
-            job.store,
-            kind="concepts",
-            name=f"{dictionary.name} {dictionary.n_concepts} at {cell.path} seed {dictionary.seed}",
-            suite=job.suite,
-            cell=job.cell(config),
-            tags={**job.tags(), schema.TAG_LAYER: cell.path},
-        ) as log,
-    ):
+    with job.console.stage("tracking"):
         cell.logged = write_dictionary(
             log,
             dictionary,
@@ -231,7 +259,6 @@ def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, fit_texts: TextD
         )
         log.write_recipe(one)
         log.write_environment()
-        cell.run_id = log.run_id
 
 
 def _register(job: Job, recipe: ConceptsRecipe, cells: list[ConceptCell]) -> None:
