@@ -26,10 +26,10 @@ class Counted:
     def __len__(self) -> int:
         return len(ROWS)
 
-    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
+    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0, skip: int = 0) -> Iterator[torch.Tensor]:
         assert shuffle
         self.seeds.append(seed)
-        return self._rows.batches(size, shuffle=shuffle, seed=seed)
+        return self._rows.batches(size, shuffle=shuffle, seed=seed, skip=skip)
 
 
 def family(seed: int = 0) -> TopKSAEConcepts:
