@@ -301,6 +301,28 @@ def test_the_users_open_run_is_used_and_left_open(
     torch.testing.assert_close(loaded.dictionary, dictionary.dictionary)
 
 
+def test_training_is_logged_while_it_goes_on_and_once(user: Store) -> None:
+    dictionary = TopKSAEConcepts(n_concepts=8, k=2, n_epochs=3, batch_size=32)
+    rows = torch.randn(200, 6, generator=torch.Generator().manual_seed(0)) + 1.0
+    with pytest.raises(InputError, match="no MLflow run is open to log the training to"):
+        im.live_training()
+    seen: list[set[str]] = []
+    with mlflow.start_run() as mine:
+        log = im.live_training()
+
+        def tell(place: int, line: dict[str, float]) -> None:
+            log(place, line)
+            seen.append(set(user.client.get_run(mine.info.run_id).data.metrics))
+
+        dictionary.fit(rows, progress=False, listener=tell)
+        assert dictionary.history_
+        assert {"train/loss", "train/l0", "train/dead"} <= seen[0]
+        im.log_dictionary(dictionary)
+    for key in ("train/loss", "train/r2", "train/l0", "train/dead"):
+        expected = [(int(line["step"]), line[key]) for line in dictionary.history_ if key in line]
+        assert _points(user, user.client.get_run(mine.info.run_id), key) == expected
+
+
 def test_without_a_run_one_is_opened_and_closed_where_the_user_tracks(
     user: Store, model: TextModel, activations: ActivationSet, dictionary: PCAConcepts, explanations: AttributionSet
 ) -> None:
