@@ -165,7 +165,7 @@ def test_a_registered_dictionary_comes_back_the_same(database, model_folder, dat
 def test_a_dictionary_that_fails_half_way_is_marked_and_registers_nothing(
     database, model_folder, data_file, monkeypatch
 ):
-    """The third of four cannot be written: two runs are finished; its own has failed, the last one's and the report's."""
+    """The third of four cannot be written: two runs are finished; its own, the last and the report have failed."""
     write = concepts_workflow.write_dictionary
     calls = []
 
