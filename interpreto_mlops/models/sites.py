@@ -173,7 +173,7 @@ class _Places:
     def paths(self) -> tuple[str, ...]:
         """The paths of the modules that run over the text."""
         # The decoder of a classifier reads the text itself.
-        whole = self.model.task == "classification"
+        whole = self.model.task in {"classification", "token_classification"}
         network = self.model.model if whole else text_network(self.model)
         prefix = _path_of(network, self.model.model)
         return tuple(f"{prefix}.{name}" if prefix else name for name, _ in network.named_modules() if name)
@@ -183,10 +183,10 @@ class _Places:
         if not isinstance(given, str):
             number = self._number(given)
             return number, self._site(self.blocks[number])
-        if given in self.paths:
-            return given, self._site(given)
         if given == HEAD:
             return given, find_head(self.model)
+        if given in self.paths:
+            return given, self._site(given)
         if given.endswith(_INPUT) and given.removesuffix(_INPUT) in self.paths:
             return given, self._site(given.removesuffix(_INPUT), is_input=True)
         if match := _IN_A_BLOCK.fullmatch(given):
@@ -224,7 +224,7 @@ class _Places:
                 "in its encoder only: its decoder reads the text that it writes"
             )
         others = [f"{number}.{part}" for number in range(len(self.blocks)) for part in SUBLAYERS]
-        others += [HEAD] if self.model.task != "encoder" else []
+        others.append(HEAD)
         close = difflib.get_close_matches(given, [*self.paths, *others], n=3, cutoff=0.5)
         return UnknownNameError("layer", given, dict.fromkeys([*close, *self.blocks, *others]))
 
@@ -245,12 +245,10 @@ def find_head(model: TextModel) -> Site:
     Raises:
         InputError: the model puts out no logits, or those of a text that it writes itself.
     """
-    if model.task == "encoder":
-        raise InputError(f"the model {model.name!r} has no head: it puts out no logits")
-    if model.model.config.is_encoder_decoder and model.task == "generation":
+    if model.model.config.is_encoder_decoder and model.task not in {"classification", "token_classification"}:
         raise InputError(
-            f"the head of {model.name!r} reads the text that its decoder writes, so it is no place of the text it is "
-            "given; choose a layer of the encoder"
+            f"a head of {model.name!r} would read the text that its decoder writes, so it is no place of the text that "
+            "the model is given; choose a layer of the encoder"
         )
     ran: list[tuple[str, nn.Module, int]] = []
     handles = [
@@ -260,12 +258,14 @@ def find_head(model: TextModel) -> Site:
     ]
     try:
         with model.evaluating(), torch.inference_mode(), model.execution.plainly():
-            logits = getattr(model.model(**probe_inputs(model, 1, _HEAD_TOKENS)), "logits", None)
+            output = model.model(**probe_inputs(model, 1, _HEAD_TOKENS))
     finally:
         for handle in handles:
             handle.remove()
-    width = logits.shape[-1] if isinstance(logits, torch.Tensor) else None
-    last = [(name, module) for name, module, wide in ran if wide == width]
+    logits = getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(f"the model {model.name!r} has no head: it puts out no logits")
+    last = [(name, module) for name, module, width in ran if width == logits.shape[-1]]
     if not last:
         raise InputError(f"the model {model.name!r} has no linear layer that puts out its logits; give a module path")
     return Site(*last[-1], is_input=True)

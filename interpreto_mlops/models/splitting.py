@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ __all__ = ["ENGINES", "Splitter", "block_paths"]
 ENGINES = ("nnsight", "hooks")
 
 _PROBE_ROWS, _PROBE_TOKENS = 2, 3
+
+
+_Replace = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 class Splitter:
@@ -58,7 +61,8 @@ class Splitter:
         self._network = network_for(model, self._sites.values())
         shapes = self._probe()
         self.widths: dict[str, int] = {name: shape[-1] for name, shape in shapes.items()}
-        self.per_text: frozenset[str] = frozenset(name for name, shape in shapes.items() if len(shape) == 2)
+        self.per_text: frozenset[str] = frozenset(n for n, shape in shapes.items() if shape[:-1] == (_PROBE_ROWS,))
+        self._flat = frozenset(n for n, shape in shapes.items() if shape[:-1] == (_PROBE_ROWS * _PROBE_TOKENS,))
         self._wrapped: _Wrapped | None = None
 
     def __repr__(self) -> str:
@@ -89,17 +93,22 @@ class Splitter:
                 model's forward where it takes them.
 
         Returns:
-            For each module path, in depth order, a tensor of shape (rows, tokens, width); where the mask is 0 it means
-            nothing.
+            For each split point, in depth order, a tensor of shape (rows, tokens, width), or (rows, width) where it is
+            in `per_text`, in the dtype in which the model computes. Where the mask is 0 it means nothing. A row has the
+            same numbers whichever side is padded.
         """
-        batch = self._batch(inputs)
-        with self.model.evaluating(), torch.inference_mode():
-            run = self._run_traced if self.engine == "nnsight" else self._run_hooked
+        batch, shifts = _turned_right(self._batch(inputs))
+        rows, tokens = batch["input_ids"].shape
+        with self.model.evaluating(), torch.inference_mode(), self.model.execution.casting(self.model.device.type):
+            run = self._run_traced if self.engine == "nnsight" and not self._is_hooked() else self._run_hooked
             found = run(batch)
+        for name in found.keys() - self.per_text:
+            tensor = found[name].unflatten(0, (rows, tokens)) if name in self._flat else found[name][:, :tokens]
+            found[name] = tensor if shifts is None else _rolled(tensor, -shifts)
         return {name: found[name] for name in self.split_points}
 
     @contextmanager
-    def replaced(self, layer: int | str, replace: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    def replaced(self, layer: int | str, replace: _Replace) -> Iterator[None]:
         """Exchange what a split point puts out, in every forward pass of the model that this thread makes meanwhile.
 
         Arguments:
@@ -108,8 +117,28 @@ class Splitter:
                 the model generates, it is called for each step, with the new tokens alone.
         """
 
-        with self.model.execution.hooked(), hooked([(self._sites[self.path(layer)], replace)]):
+        name = self.path(layer)
+        with ExitStack() as stack:
+            if name in self._flat:
+                replace = stack.enter_context(self._in_rows(replace))
+            stack.enter_context(self.model.execution.hooked())
+            stack.enter_context(hooked([(self._sites[name], replace)]))
             yield
+
+    @contextmanager
+    def _in_rows(self, replace: _Replace) -> Iterator[_Replace]:
+        """Give rows of tokens to a function of what a layer puts out for all tokens of a batch in a line."""
+        shape: list[int] = []
+
+        def note(embedded: torch.Tensor) -> None:
+            shape[:] = embedded.shape[:2]
+
+        def act(tensor: torch.Tensor) -> torch.Tensor | None:
+            changed = replace(tensor.unflatten(0, shape))
+            return None if changed is None else changed.flatten(0, 1)
+
+        with hooked([(Site("embedding", self.model.embedding), note)]):
+            yield act
 
     def output_gradients(
         self, inputs: Mapping[str, torch.Tensor], layer: int | str, targets: torch.Tensor | None = None
@@ -160,12 +189,16 @@ class Splitter:
         return leaves[0], logits
 
     def _batch(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        tensors = {name: value.to(self.model.device) for name, value in inputs.items()}
-        batch: dict[str, Any] = dict(self.model.with_positions(tensors))
+        batch: dict[str, Any] = {name: value.to(self.model.device) for name, value in inputs.items()}
         # Nothing is generated, and a cache of keys and values would double the memory.
         if "use_cache" in self.model.accepts and self._network is self.model.model:
             batch["use_cache"] = False
         return batch
+
+    def _is_hooked(self) -> bool:
+        """Whether a hook stands at a split point: a trace would not see what that changes."""
+        modules = [site.module for site in self._sites.values()]
+        return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
     def _run_hooked(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
@@ -211,6 +244,12 @@ class Splitter:
                     "not one place of the model"
                 )
 
+    def _padded(self, tokens: int) -> int:
+        """Return the length to which the model itself lengthens rows, as Longformer does to a multiple of a window."""
+        window = getattr(self.model.model.config, "attention_window", 1)
+        step = max(window) if isinstance(window, (list, tuple)) else int(window)
+        return -(-tokens // step) * step
+
     def _probe(self) -> dict[str, tuple[int, ...]]:
         """Run a tiny batch to see in which order the split points give what."""
         with self.model.evaluating(), torch.inference_mode(), self.model.execution.plainly():
@@ -221,7 +260,10 @@ class Splitter:
             if name not in found:
                 raise InputError(f"the layer {name!r} takes no part in the model's forward pass")
             shape = tuple(found[name].shape)
-            one_each = shape[:-1] in ((_PROBE_ROWS, _PROBE_TOKENS), (_PROBE_ROWS,))
+            one_each = shape[:-1] in {
+                *((_PROBE_ROWS, tokens) for tokens in (_PROBE_TOKENS, self._padded(_PROBE_TOKENS))),
+                *((_PROBE_ROWS,), (_PROBE_ROWS * _PROBE_TOKENS,)),
+            }
             if not one_each or not found[name].is_floating_point():
                 verb = "read" if self._sites[name].is_input else "put out"
                 raise InputError(
@@ -229,6 +271,30 @@ class Splitter:
                     f"texts of {_PROBE_TOKENS} tokens it has shape {shape} and dtype {found[name].dtype}"
                 )
         return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+
+def _turned_right(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """Move padding from the left of rows to their right, where every model numbers positions as for a row alone.
+
+    Returns:
+        The batch, and by how many columns its rows were moved, shape (rows, 1); None where there was nothing to do, or
+        the caller has numbered the positions.
+    """
+    mask = batch.get("attention_mask")
+    if mask is None or mask.dim() != 2 or "position_ids" in batch or bool(mask[:, 0].all()):
+        return batch, None
+    shifts = (mask.cumsum(1) == 0).sum(1, keepdim=True)
+    moved = {
+        name: _rolled(value, shifts) if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape else value
+        for name, value in batch.items()
+    }
+    return moved, shifts
+
+
+def _rolled(tensor: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Move the columns of each row to the left, around the end."""
+    columns = (torch.arange(tensor.shape[1], device=shifts.device) + shifts) % tensor.shape[1]
+    return tensor.take_along_dim(columns.to(tensor.device).reshape(*columns.shape, *[1] * (tensor.dim() - 2)), dim=1)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:

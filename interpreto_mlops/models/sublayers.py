@@ -25,7 +25,7 @@ _TOKENS = 5
 _MOST_SUMS = 4
 
 
-def find_sublayers(model: TextModel, path: str, block: nn.Module, network: nn.Module) -> Sublayers:
+def find_sublayers(model: TextModel, path: str, block: nn.Module, network: nn.Module) -> dict[str, str]:
     """Find the modules whose outputs are the summands of a block.
 
     A tiny row runs through the block. A module's output is a summand if the stream plus that output is what another
@@ -39,6 +39,9 @@ def find_sublayers(model: TextModel, path: str, block: nn.Module, network: nn.Mo
         path: the block's path.
         block: the block.
         network: what has to run, such as an encoder.
+
+    Raises:
+        InputError: the block is built in another way.
     """
     ids = torch.arange(_TOKENS, device=model.device)[None] * 7919 % model.embedding.weight.shape[0]
     record = _Record()
@@ -47,26 +50,14 @@ def find_sublayers(model: TextModel, path: str, block: nn.Module, network: nn.Mo
             network(input_ids=ids, attention_mask=torch.ones_like(ids))
         except _BlockDone:
             pass
-    found: dict[str, list[str]] = {part: [] for part in SUBLAYERS}
-    for name in _summands(record):
-        found["attention" if _ATTENTION.search(name) else "mlp"].append(f"{path}.{name}")
-    return Sublayers(path, {part: names[0] for part, names in found.items() if len(names) == 1})
-
-
-@dataclass
-class Sublayers:
-    """The paths of what a block adds to its residual stream, by part."""
-
-    block: str
-    paths: dict[str, str]
-
-    def __getitem__(self, part: str) -> str:
-        if part not in self.paths:
-            raise InputError(
-                f"no single module of the block {self.block!r} puts out what its {part} adds to the residual stream; "
-                "give a module path"
-            )
-        return self.paths[part]
+    summands = _summands(record)
+    found = {"attention" if _ATTENTION.search(name) else "mlp": f"{path}.{name}" for name in summands}
+    if len(summands) != 2 or len(found) != 2:
+        raise InputError(
+            f"the block {path!r} is not the sum of what it reads, what one module of its attention puts out and what one "
+            "module of its MLP puts out; give module paths"
+        )
+    return found
 
 
 class _BlockDone(Exception):  # noqa: N818 - not an error: it ends a forward pass that has given what was asked for
@@ -154,20 +145,22 @@ def _summands(record: _Record) -> list[str]:
 
 def _one_after_the_other(record: _Record, runs: list[_Run], start: torch.Tensor, end: torch.Tensor) -> list[str]:
     sums = [*(read for run in record.runs for read in run.reads), end]
-    streams, found = _streams(record, [start]), list[str]()
+    before, streams, found = [start], _streams(record, [start]), list[str]()
     for _ in range(_MOST_SUMS):
         matches = {
             run.name: [total for total in sums if any(record.is_sum(total, stream, _out(run)) for stream in streams)]
             for run in runs
         }
-        added = [run for run in runs if matches[run.name]]
+        # A norm that is left out puts out the stream itself.
+        added = [run for run in runs if matches[run.name] and not any(torch.equal(_out(run), each) for each in before)]
         if not added:
             break
         chosen = _outermost([run for run in added if torch.equal(_out(run), _out(added[0]))])
         found.append(chosen.name)
         later = runs[runs.index(added[0]) + 1 :]
         runs = [run for run in later if not torch.equal(_out(run), _out(chosen))]
-        streams = _streams(record, matches[chosen.name])
+        before = matches[chosen.name]
+        streams = _streams(record, before)
     return found
 
 
