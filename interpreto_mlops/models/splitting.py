@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,9 +28,6 @@ __all__ = ["ENGINES", "Splitter", "block_paths"]
 ENGINES = ("nnsight", "hooks")
 
 _PROBE_ROWS, _PROBE_TOKENS = 2, 3
-
-
-_Replace = Callable[[torch.Tensor], "torch.Tensor | None"]
 
 
 class Splitter:
@@ -61,8 +58,8 @@ class Splitter:
         self._network = network_for(model, self._sites.values())
         shapes = self._probe()
         self.widths: dict[str, int] = {name: shape[-1] for name, shape in shapes.items()}
-        self.per_text: frozenset[str] = frozenset(n for n, shape in shapes.items() if shape[:-1] == (_PROBE_ROWS,))
-        self._flat = frozenset(n for n, shape in shapes.items() if shape[:-1] == (_PROBE_ROWS * _PROBE_TOKENS,))
+        self._layouts = {name: self._layout(name, shape) for name, shape in shapes.items()}
+        self.per_text: frozenset[str] = frozenset(name for name in shapes if self._layouts[name] == "text")
         self._wrapped: _Wrapped | None = None
 
     def __repr__(self) -> str:
@@ -103,42 +100,33 @@ class Splitter:
             run = self._run_traced if self.engine == "nnsight" and not self._is_hooked() else self._run_hooked
             found = run(batch)
         for name in found.keys() - self.per_text:
-            tensor = found[name].unflatten(0, (rows, tokens)) if name in self._flat else found[name][:, :tokens]
+            tensor = _in_rows(found[name], self._layouts[name], (rows, tokens))[:, :tokens]
             found[name] = tensor if shifts is None else _rolled(tensor, -shifts)
         return {name: found[name] for name in self.split_points}
 
     @contextmanager
-    def replaced(self, layer: int | str, replace: _Replace) -> Iterator[None]:
-        """Exchange what a split point puts out, in every forward pass of the model that this thread makes meanwhile.
+    def replaced(self, layer: int | str, replace: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+        """Exchange what there is at a split point, in every forward pass of the model that this thread makes meanwhile.
 
         Arguments:
             layer: the split point.
-            replace: from the output, shape (rows, tokens, width), to one of the same shape, or None to leave it. When
-                the model generates, it is called for each step, with the new tokens alone.
+            replace: from what is there, shape (rows, tokens, width) or (rows, width), to a tensor of the same shape, or
+                None to leave it. When the model generates, it is called for each step, with the new tokens alone.
         """
 
-        name = self.path(layer)
-        with ExitStack() as stack:
-            if name in self._flat:
-                replace = stack.enter_context(self._in_rows(replace))
-            stack.enter_context(self.model.execution.hooked())
-            stack.enter_context(hooked([(self._sites[name], replace)]))
-            yield
-
-    @contextmanager
-    def _in_rows(self, replace: _Replace) -> Iterator[_Replace]:
-        """Give rows of tokens to a function of what a layer puts out for all tokens of a batch in a line."""
-        shape: list[int] = []
+        name, shape = self.path(layer), list[int]()
+        layout = self._layouts[name]
 
         def note(embedded: torch.Tensor) -> None:
             shape[:] = embedded.shape[:2]
 
         def act(tensor: torch.Tensor) -> torch.Tensor | None:
-            changed = replace(tensor.unflatten(0, shape))
-            return None if changed is None else changed.flatten(0, 1)
+            changed = replace(_in_rows(tensor, layout, shape))
+            return None if changed is None else _as_laid_out(changed, layout)
 
-        with hooked([(Site("embedding", self.model.embedding), note)]):
-            yield act
+        embedding = [(Site("embedding", self.model.embedding), note)] if layout == "flat" else []
+        with self.model.execution.hooked(), hooked([*embedding, (self._sites[name], act)]):
+            yield
 
     def output_gradients(
         self, inputs: Mapping[str, torch.Tensor], layer: int | str, targets: torch.Tensor | None = None
@@ -244,6 +232,23 @@ class Splitter:
                     "not one place of the model"
                 )
 
+    def _layout(self, name: str, shape: tuple[int, ...]) -> str:
+        """Say how a site's tensor is laid out, from its shape in the probe."""
+        layouts = {
+            (_PROBE_ROWS,): "text",
+            (_PROBE_ROWS * _PROBE_TOKENS,): "flat",
+            (_PROBE_TOKENS, _PROBE_ROWS): "turned",
+            (_PROBE_ROWS, self._padded(_PROBE_TOKENS)): "token",
+            (_PROBE_ROWS, _PROBE_TOKENS): "token",
+        }
+        if shape[:-1] not in layouts:
+            verb = "read" if self._sites[name].is_input else "put out"
+            raise InputError(
+                f"the layer {name!r} does not {verb} one vector for each token or each text: for {_PROBE_ROWS} texts "
+                f"of {_PROBE_TOKENS} tokens its shape is {shape}"
+            )
+        return layouts[shape[:-1]]
+
     def _padded(self, tokens: int) -> int:
         """Return the length to which the model itself lengthens rows, as Longformer does to a multiple of a window."""
         window = getattr(self.model.model.config, "attention_window", 1)
@@ -259,18 +264,23 @@ class Splitter:
         for name in self._sites:
             if name not in found:
                 raise InputError(f"the layer {name!r} takes no part in the model's forward pass")
-            shape = tuple(found[name].shape)
-            one_each = shape[:-1] in {
-                *((_PROBE_ROWS, tokens) for tokens in (_PROBE_TOKENS, self._padded(_PROBE_TOKENS))),
-                *((_PROBE_ROWS,), (_PROBE_ROWS * _PROBE_TOKENS,)),
-            }
-            if not one_each or not found[name].is_floating_point():
-                verb = "read" if self._sites[name].is_input else "put out"
-                raise InputError(
-                    f"the layer {name!r} does not {verb} one vector for each token or each text: for {_PROBE_ROWS} "
-                    f"texts of {_PROBE_TOKENS} tokens it has shape {shape} and dtype {found[name].dtype}"
-                )
+            if not found[name].is_floating_point():
+                raise InputError(f"the layer {name!r} has no activations but numbers of dtype {found[name].dtype}")
         return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+
+def _in_rows(tensor: torch.Tensor, layout: str, shape: Sequence[int]) -> torch.Tensor:
+    """Return a site's tensor in rows of tokens, shape (rows, tokens, width); one vector a text stays as it is."""
+    if layout == "flat":
+        return tensor.unflatten(0, tuple(shape))
+    return tensor.transpose(0, 1) if layout == "turned" else tensor
+
+
+def _as_laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """Undo `_in_rows`."""
+    if layout == "flat":
+        return tensor.flatten(0, 1)
+    return tensor.transpose(0, 1) if layout == "turned" else tensor
 
 
 def _turned_right(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
@@ -325,7 +335,8 @@ class _Wrapped:
         with warnings.catch_warnings():
             # It warns of each submodule called `output`; here modules are found by identity, not by that name.
             warnings.simplefilter("ignore")
-            self.root: Any = _import_nnsight().NNsight(network)
+            # Without a device of its own it leaves inputs where they are: offloaded weights are nowhere.
+            self.root: Any = type("NNsight", (_import_nnsight().NNsight,), {"device": None})(network)
         during = _marks(network)
         _put_marks(self.before)
         self.owner = [0]

@@ -84,8 +84,10 @@ class TextModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the embeddings, where inputs go."""
-        return self.embedding.weight.device
+        """The device of the embeddings, where inputs go; where they run, of embeddings that accelerate offloads."""
+        device = self.embedding.weight.device
+        runs_on = getattr(getattr(self.embedding, "_hf_hook", None), "execution_device", None)
+        return torch.device(runs_on) if device.type == "meta" and runs_on is not None else device
 
     @property
     def dtype(self) -> torch.dtype:
