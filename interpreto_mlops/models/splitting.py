@@ -37,7 +37,10 @@ class Splitter:
         model: the model; nothing on it changes.
         split_points: layers by number or by module path. Number i is the output of block i of the model's stack of
             blocks, counted from 0 (of the encoder's, where there is also a decoder); -1 is the last block.
-        engine: `nnsight`, whose traces run one at a time in a process, or `hooks`, which may run in many threads.
+        engine: `hooks`, which may run in many threads, or `nnsight`, whose traces run one at a time in a process and
+            need this package's source files. They give the same numbers; hooks are the default, being the cheaper ones
+            for single rows as for harvests: a trace adds 0.3 to 1 ms to a pass, 1 per cent of 1024 tokens through 3 of
+            MiniLM's layers and 15 per cent of 16 tokens.
 
     Raises:
         InputError: no layer, a layer named twice (by number and by path, say), or one whose output is not one vector
@@ -45,7 +48,7 @@ class Splitter:
         UnknownNameError: there is no such layer or engine.
     """
 
-    def __init__(self, model: TextModel, split_points: Sequence[int | str], *, engine: str = "nnsight") -> None:
+    def __init__(self, model: TextModel, split_points: Sequence[int | str], *, engine: str = "hooks") -> None:
         if engine not in ENGINES:
             raise UnknownNameError("engine", engine, ENGINES)
         if isinstance(split_points, (str, int)):

@@ -382,7 +382,7 @@ config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=2, num_attent
 network = BertForSequenceClassification(config).eval()
 model = TextModel(network, PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]"))
 filters = list(warnings.filters)
-splitter = Splitter(model, [0])
+splitter = Splitter(model, [0], engine="nnsight")
 captured = splitter.capture(model.inputs(list(model.encode(["good bad good"]))))
 assert captured["bert.encoder.layer.0"].shape == (1, 3, 8)
 assert torch.Tensor.backward is backward
@@ -423,7 +423,7 @@ def test_a_users_own_nnsight_wrapper_goes_on_working(tiny_model: MakeModel, text
         warnings.simplefilter("ignore")
         mine = nnsight.NNsight(model.model)
     before = state_of(model)
-    (captured,) = Splitter(model, [1]).capture(inputs).values()
+    (captured,) = Splitter(model, [1], engine="nnsight").capture(inputs).values()
     assert state_of(model) == before
     with torch.no_grad(), mine.trace(**inputs):
         seen = nnsight.save(mine.transformer.h[1].output)
