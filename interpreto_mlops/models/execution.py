@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,12 +45,15 @@ class Execution:
 
     def call(self, module: Any, inputs: dict[str, Any]) -> Any:
         """Call the model, or a part of it, on its inputs."""
+        with self.casting(inputs["input_ids"].device.type):
+            return self._call(module, inputs)
+
+    def casting(self, device: str) -> AbstractContextManager[Any]:
+        """Return a context for what runs on a kind of device: autocast, where that was asked for."""
         if self.autocast is None or self._exact:
-            return self._call(module, inputs)
-        device = inputs["input_ids"].device.type
-        # Weights are cast once for each call and forgotten after it.
-        with torch.autocast(device, dtype=_HALVES[self.autocast]):
-            return self._call(module, inputs)
+            return nullcontext()
+        # Weights are cast once for each context and forgotten after it.
+        return torch.autocast(device, dtype=_HALVES[self.autocast])
 
     def _call(self, module: Any, inputs: dict[str, Any]) -> Any:
         if not self.compile or self._hooked or torch.is_grad_enabled() or "past_key_values" in inputs:

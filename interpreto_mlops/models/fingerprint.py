@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,9 +21,18 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> s
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(hashlib.sha256(_bytes(tensor)).digest())
+        digest.update(hashlib.sha256(_bytes(_present(model, name, tensor))).digest())
     digest.update(_tokenizer_text(tokenizer).encode())
     return digest.hexdigest()
+
+
+def _present(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of the model's state; if accelerate has offloaded it, from where it is kept."""
+    if tensor.device.type != "meta":
+        return tensor
+    owner, _, own_name = name.rpartition(".")
+    hook: Any = getattr(model.get_submodule(owner), "_hf_hook", None)
+    return hook.weights_map[own_name]  # type: ignore[no-any-return]
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

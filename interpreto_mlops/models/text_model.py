@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,6 +22,9 @@ from interpreto_mlops.models.tokenizing import UNSET_LENGTH, TextTokens
 
 if TYPE_CHECKING:
     from interpreto_mlops.models.engine import Engine
+
+# Held while modules are put into eval mode or back; a lock of its own would keep a model from being copied.
+_MODES = threading.Lock()
 
 _TAKES_POSITIONS_BY_ROW = hasattr(modeling_utils, "slice_logits_to_keep")
 
@@ -65,6 +69,8 @@ class TextModel:
         self.name = name or path.rstrip("/").split("/")[-1]
         self.model_id = model_id
         self.execution = Execution(autocast, compile)
+        self._evaluating = 0
+        self._training: list[torch.nn.Module] = []
         self._engine_options = {"token_budget": token_budget, "prefix_reuse": prefix_reuse}
         rows = self.embedding.weight.shape[0]
         if len(tokenizer) > rows:
@@ -78,8 +84,10 @@ class TextModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of the embeddings, where inputs go."""
-        return self.embedding.weight.device
+        """The device of the embeddings, where inputs go; where they run, of embeddings that accelerate offloads."""
+        device = self.embedding.weight.device
+        runs_on = getattr(getattr(self.embedding, "_hf_hook", None), "execution_device", None)
+        return torch.device(runs_on) if device.type == "meta" and runs_on is not None else device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -287,15 +295,21 @@ class TextModel:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Hold every module in eval mode, and put each one's own mode back."""
-        training = [module for module in self.model.modules() if module.training]
-        for module in training:
-            module.training = False
+        """Hold every module in eval mode, and put each one's own mode back when the last thread is done."""
+        with _MODES:
+            self._evaluating += 1
+            if self._evaluating == 1:
+                self._training = [module for module in self.model.modules() if module.training]
+                for module in self._training:
+                    module.training = False
         try:
             yield
         finally:
-            for module in training:
-                module.training = True
+            with _MODES:
+                self._evaluating -= 1
+                if not self._evaluating:
+                    for module in self._training:
+                        module.training = True
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
