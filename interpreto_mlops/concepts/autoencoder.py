@@ -124,3 +124,22 @@ class SelectingAutoencoder(SparseAutoencoder, LinearDictionary):
             check_integer("k_aux", self.k_aux, 1)
         if self.k > self.n_concepts:
             raise InputError(f"k must be at most n_concepts ({self.n_concepts}), not {self.k}")
+
+
+@dataclass(kw_only=True, eq=False)
+class PenalisedAutoencoder(SparseAutoencoder, LinearDictionary):
+    """Parameters of the autoencoders that are sparse by a penalty.
+
+    Arguments:
+        sparsity_coefficient: weight of the penalty for rows scaled to a mean squared norm of 1; more gives fewer
+            concepts a row.
+        sparsity_warmup: share of the training over which that weight rises from 0.
+    """
+
+    sparsity_coefficient: float
+    sparsity_warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("sparsity_coefficient", self.sparsity_coefficient, 0.0)
+        check_number("sparsity_warmup", self.sparsity_warmup, 0.0, 1.0)

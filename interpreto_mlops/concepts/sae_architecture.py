@@ -208,9 +208,10 @@ class SelectingEncoder(LinearEncoder):
 
     def codes(self, rows: torch.Tensor) -> SparseCodes:
         """Return what the chosen places hold."""
-        return self._chosen(rows, self.select)
+        return self.chosen(rows, self.select)
 
-    def _chosen(self, rows: torch.Tensor, select: Callable[[torch.Tensor], Places]) -> SparseCodes:
+    def chosen(self, rows: torch.Tensor, select: Callable[[torch.Tensor], Places]) -> SparseCodes:
+        """Return what the encoder gives at the places that a function of its outputs chooses."""
         encoder, encoder_bias, shift = (self.learned[name] for name in ("encoder", "encoder_bias", "bias"))
         with torch.no_grad():
             centred = rows - shift
@@ -235,3 +236,57 @@ class SelectingEncoder(LinearEncoder):
         return (error - self.multiply(values, self.decoder()[dead])).square().sum() / (
             self.width * max(residual, 1e-12)
         )
+
+
+class PenalisedEncoder(LinearEncoder):
+    """A linear encoder whose codes are dense, and sparse by a penalty that the loss has.
+
+    Arguments:
+        coefficient: weight of the penalty, for rows scaled to a mean squared norm of 1.
+        ramp: share of the training over which that weight rises from 0.
+
+    The other arguments: `LinearEncoder`.
+
+    Source: the loss for dead concepts is the pre-activation loss of Conerly et al. 2025, "Dictionary Learning
+    Optimization Techniques" (Anthropic, January 2025).
+    """
+
+    def __init__(
+        self,
+        n_concepts: int,
+        width: int,
+        seed: int,
+        *,
+        coefficient: float,
+        ramp: float,
+        low_precision: bool = False,
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__(n_concepts, width, seed, low_precision=low_precision, gain=gain)
+        self.coefficient, self.ramp = coefficient, ramp
+
+    @abstractmethod
+    def codes(self, rows: torch.Tensor) -> DenseCodes:
+        """Return the codes of a batch."""
+
+    @abstractmethod
+    def penalty(self, codes: DenseCodes) -> torch.Tensor:
+        """Return the sum over the rows of the penalty, before its weight."""
+
+    @abstractmethod
+    def threshold(self) -> torch.Tensor:
+        """Return what the encoder's output must exceed for a concept to fire, shape (n_concepts,)."""
+
+    def sparsity(self, codes: Codes, done: float) -> torch.Tensor | None:
+        """Return the penalty at the weight that it has by now."""
+        assert isinstance(codes, DenseCodes)
+        weight = self.coefficient * min(1.0, done / self.ramp if self.ramp else 1.0)
+        return weight * self.penalty(codes)
+
+    def revival(
+        self, rows: torch.Tensor, codes: Codes, error: torch.Tensor, dead: torch.Tensor, residual: float
+    ) -> torch.Tensor | None:
+        """Return by how much the outputs of dead concepts miss their thresholds."""
+        assert isinstance(codes, DenseCodes)
+        missing = (self.threshold()[dead] - codes.before[:, dead]).relu()
+        return missing.sum() / self.width**0.5
