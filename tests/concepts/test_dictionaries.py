@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "batchtopk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
     "vanilla_sae": {"n_epochs": 12, "batch_size": 64},
     "jumprelu_sae": {"n_epochs": 12, "batch_size": 64},
+    "mp_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
 }
 FAMILIES = DICTIONARIES.names()
 
