@@ -38,8 +38,8 @@ def check_belongs(dictionary: Fitted, other: TextModel | Splitter | Rows, *, all
     own_model, given_model = own.get("model") or {}, given.get("model") or {}
     if _differ(own_model.get("fingerprint"), given_model.get("fingerprint")):
         raise IntegrityError(
-            f"the dictionary was fitted on the model {own_model.get('name')!r}, and this is another one, "
-            f"{given_model.get('name')!r}, by its fingerprint; allow_mismatch=True takes it all the same"
+            f"the dictionary was fitted on the model {_called(own_model)}, and this is another one, "
+            f"{_called(given_model)}; allow_mismatch=True takes it all the same"
         )
     if _differ(own.get("layer"), given.get("layer")):
         raise IntegrityError(
@@ -54,6 +54,10 @@ def _provenance_of(other: TextModel | Splitter | Rows) -> Mapping[str, Any]:
     if isinstance(other, TextModel):
         return {"model": {"name": other.name, "fingerprint": other.fingerprint}}
     return other.provenance
+
+
+def _called(model: Mapping[str, Any]) -> str:
+    return f"{model.get('name')!r} (fingerprint {model['fingerprint'][:12]})"
 
 
 def _differ(own: str | None, given: str | None) -> bool:

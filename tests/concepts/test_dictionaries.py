@@ -22,7 +22,13 @@ from interpreto_mlops.errors import InputError, IntegrityError, NotFittedError, 
 
 WIDTH, N_ROWS, N_CONCEPTS = 12, 600, 8
 # What a family needs beyond the number of concepts to be small and quick here.
-SMALL: dict[str, dict[str, Any]] = {"topk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64}}
+SMALL: dict[str, dict[str, Any]] = {
+    "topk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
+    "batchtopk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
+    "vanilla_sae": {"n_epochs": 12, "batch_size": 64},
+    "jumprelu_sae": {"n_epochs": 12, "batch_size": 64},
+    "mp_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
+}
 FAMILIES = DICTIONARIES.names()
 
 

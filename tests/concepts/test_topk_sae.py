@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from interpreto_mlops.concepts import TopKSAEConcepts, fit_together, stability
-from interpreto_mlops.concepts.autoencoder import AutoencoderLearner, _held_out
+from interpreto_mlops.concepts.sae_learner import AutoencoderLearner, _held_out
 from interpreto_mlops.concepts.training import DataFacts, as_rows
 from interpreto_mlops.errors import InputError
 
@@ -68,7 +68,8 @@ def test_encoding_is_what_the_formula_says(
 
 def test_the_history_tells_the_truth(data: tuple[torch.Tensor, torch.Tensor], pair: list[TopKSAEConcepts]) -> None:
     dictionary = pair[0]
-    assert len(dictionary.history_) == 25
+    steps = [line["step"] for line in dictionary.history_]
+    assert steps == sorted({30 * n for n in range(1, 26)} | {200, 400, 600})
     assert all(
         set(line) == {"step", "train/loss", "train/r2", "train/l0", "train/dead"} for line in dictionary.history_
     )
@@ -91,7 +92,7 @@ def test_dead_concepts_come_back() -> None:
         facts = DataFacts(len(rows), as_rows(rows).mean, as_rows(rows).variance)
         learner = dictionary.begin(facts)
         with torch.no_grad():
-            learner._encoder_bias[10:] = -6.0
+            learner.architecture.learned["encoder_bias"][10:] = -6.0
         for number in range(learner.n_passes):
             for block in as_rows(rows).batches(500, shuffle=True, seed=number):
                 learner.observe(block)
@@ -109,32 +110,40 @@ def begun(rows: torch.Tensor, **parameters: Any) -> AutoencoderLearner:
 def test_the_auxiliary_loss_is_that_of_the_paper() -> None:
     rows, _ = planted(50)
     learner = begun(rows, n_concepts=8, k=2, k_aux=2, dead_after=100)
-    learner._silence[[1, 4, 6]] = 101
-    decoder = learner._decoder.detach().requires_grad_(True)
-    before = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
-    error = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(2))
-    found = learner._auxiliary_loss(before, error, decoder)
+    tensors = learner.architecture.learned
+    batch, error = (torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    codes = learner.architecture.codes(batch)
+    residual = float(error.square().sum() / (5 * WIDTH))
+    found = learner.architecture.revival(batch, codes, error, torch.tensor([1, 4, 6]), residual)
+    assert found is not None
+    before, decoder = batch @ tensors["encoder"].T, tensors["decoder"]
     left = error.clone()
     for row in range(5):
         for concept in sorted([1, 4, 6], key=lambda j: -float(before.detach()[row, j]))[:2]:
             left[row] -= max(0.0, float(before.detach()[row, concept])) * decoder[concept].detach()
-    assert float(found.detach()) == pytest.approx(float(left.square().sum() / error.square().sum()), rel=1e-5)
+    assert float(found.detach()) / 5 == pytest.approx(
+        float(left.detach().square().sum() / error.square().sum()), rel=1e-5
+    )
     found.backward()
-    assert decoder.grad is not None
-    assert before.grad is not None
-    assert decoder.grad[[0, 2, 3, 5, 7]].count_nonzero() == before.grad[:, [0, 2, 3, 5, 7]].count_nonzero() == 0
-    assert decoder.grad.count_nonzero() > 0
+    for name in ("decoder", "encoder", "encoder_bias"):
+        gradient = tensors[name].grad
+        assert gradient is not None
+        assert gradient[[0, 2, 3, 5, 7]].count_nonzero() == 0
+        assert gradient[[1, 4, 6]].count_nonzero() > 0
+    assert tensors["bias"].grad is None
 
 
 def test_the_decoder_stays_on_the_sphere_and_its_gradient_is_tangent() -> None:
     rows, _ = planted(64)
     learner = begun(rows, n_concepts=8, k=2, n_epochs=2, validation_share=0.0, batch_size=64)
     before = learner.finish()["decoder"]
-    learner.observe(rows)
-    gradient = learner._decoder.grad
+    learner._gather(learner._normalised(rows), torch.empty(0, dtype=torch.int64))
+    learner.architecture.project()
+    gradient = learner.architecture.learned["decoder"].grad
     assert gradient is not None
     assert float(gradient.abs().max()) > 1e-4
     torch.testing.assert_close((gradient * before).sum(dim=1), torch.zeros(8), atol=1e-6, rtol=0)
+    learner.observe(rows)
     after = learner.finish()["decoder"]
     assert not torch.equal(before, after)
     torch.testing.assert_close(after.norm(dim=1), torch.ones(8))
