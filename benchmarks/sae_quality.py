@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 HERE = Path(__file__).resolve().parent
 OWN = "interpreto_mlops"
 LIBRARIES = ("overcomplete", "sae_lens", "dictionary_learning")
-FAMILIES = ("topk_sae",)
+FAMILIES = ("topk_sae", "batchtopk_sae")
 LAYER = 1
 
 
