@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +45,20 @@ def find_sublayers(model: TextModel, path: str, block: nn.Module, network: nn.Mo
     """
     ids = torch.arange(_TOKENS, device=model.device)[None] * 7919 % model.embedding.weight.shape[0]
     record = _Record()
-    with model.evaluating(), torch.inference_mode(), model.execution.plainly(), _recorded(block, record):
-        try:
-            network(input_ids=ids, attention_mask=torch.ones_like(ids))
-        except _BlockDone:
-            pass
+    with (
+        model.evaluating(),
+        torch.inference_mode(),
+        model.execution.plainly(),
+        suppress(_BlockDone),
+        _recorded(block, record),
+    ):
+        network(input_ids=ids, attention_mask=torch.ones_like(ids))
     summands = _summands(record)
     found = {"attention" if _ATTENTION.search(name) else "mlp": f"{path}.{name}" for name in summands}
     if len(summands) != 2 or len(found) != 2:
         raise InputError(
-            f"the block {path!r} is not the sum of what it reads, what one module of its attention puts out and what one "
-            "module of its MLP puts out; give module paths"
+            f"the block {path!r} is not the sum of what it reads, what one module of its attention puts out and what "
+            "one module of its MLP puts out; give module paths"
         )
     return found
 
