@@ -130,7 +130,6 @@ class Splitter:
             replace: from what is there, shape (rows, tokens, width) or (rows, width), to a tensor of the same shape, or
                 None to leave it. When the model generates, it is called for each step, with the new tokens alone.
         """
-
         name, shape = self.path(layer), list[int]()
 
         def note(embedded: torch.Tensor) -> None:
@@ -266,24 +265,16 @@ class Splitter:
             self._wrapped = Traced(network)
         return self._wrapped
 
-    def _refuse_repeated(self, batch: dict[str, Any]) -> None:
-        """Refuse a module that runs several times in one pass: it has as many outputs, and is not one place."""
-        calls = dict.fromkeys(self._sites, 0)
+    def _widths_of_runs(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """Return the last dimension at each split point, for each time that it is reached in one whole pass."""
+        runs: dict[str, list[int]] = {name: [] for name in self._sites}
 
-        def count(name: str) -> Callable[[torch.Tensor], None]:
-            def add(_tensor: torch.Tensor) -> None:
-                calls[name] += 1
+        def note(name: str) -> Callable[[torch.Tensor], None]:
+            return lambda tensor: runs[name].append(tensor.shape[-1])
 
-            return add
-
-        with hooked([(site, count(name)) for name, site in self._sites.items()]):
+        with hooked([(site, note(name)) for name, site in self._sites.items()]):
             self._network(**batch)
-        for name, times in calls.items():
-            if times > 1:
-                raise InputError(
-                    f"the layer {name!r} runs {times} times in one forward pass, its weights being shared, so it is "
-                    "not one place of the model"
-                )
+        return runs
 
     def _layout(self, name: str, shape: tuple[int, ...]) -> str:
         """Say how a site's tensor is laid out, from its shape in the probe."""
@@ -295,11 +286,7 @@ class Splitter:
             (_PROBE_ROWS, _PROBE_TOKENS): "token",
         }
         if shape[:-1] not in layouts:
-            verb = "read" if self._sites[name].is_input else "put out"
-            raise InputError(
-                f"the layer {name!r} does not {verb} one vector for each token or each text: for {_PROBE_ROWS} texts "
-                f"of {_PROBE_TOKENS} tokens its shape is {shape}"
-            )
+            raise self._no_vectors(name, shape)
         return layouts[shape[:-1]]
 
     def _padded(self, tokens: int) -> int:
@@ -309,17 +296,31 @@ class Splitter:
         return -(-tokens // step) * step
 
     def _probe(self) -> dict[str, tuple[int, ...]]:
-        """Run a tiny batch to see in which order the split points give what."""
+        """Run tiny batches to see in which order the split points give what."""
         with self.model.evaluating(), torch.inference_mode(), self.model.execution.plainly():
             found = self._run_hooked(self._batch(probe_inputs(self.model, _PROBE_ROWS, _PROBE_TOKENS)))
             # Decoders without a padding id classify one row only.
-            self._refuse_repeated(self._batch(probe_inputs(self.model, 1, _PROBE_TOKENS)))
-        for name in self._sites:
+            runs = self._widths_of_runs(self._batch(probe_inputs(self.model, 1, _PROBE_TOKENS + 1)))
+        for name, widths in runs.items():
             if name not in found:
                 raise InputError(f"the layer {name!r} takes no part in the model's forward pass")
+            if len(widths) > 1:
+                raise InputError(
+                    f"the layer {name!r} runs {len(widths)} times in one forward pass, its weights being shared, so it "
+                    "is not one place of the model"
+                )
             if not found[name].is_floating_point():
                 raise InputError(f"the layer {name!r} has no activations but numbers of dtype {found[name].dtype}")
+            if widths != [*found[name].shape[-1:]]:
+                raise self._no_vectors(name, tuple(found[name].shape))
         return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+    def _no_vectors(self, name: str, shape: tuple[int, ...]) -> InputError:
+        verb = "read" if self._sites[name].is_input else "put out"
+        return InputError(
+            f"the layer {name!r} does not {verb} one vector for each token or each text: for {_PROBE_ROWS} texts of "
+            f"{_PROBE_TOKENS} tokens its shape is {shape}"
+        )
 
 
 def _in_rows(tensor: torch.Tensor, layout: str, shape: Sequence[int]) -> torch.Tensor:
