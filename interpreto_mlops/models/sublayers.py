@@ -93,12 +93,16 @@ class _Record:
         if not self.shape:
             self.shape, self.precision = tuple(first.shape), torch.finfo(first.dtype).eps
         same = first.shape[-1:] == self.shape[-1:] and first.numel() == torch.Size(self.shape).numel()
-        return first.float().reshape(self.shape).clone() if same else None
+        return first.reshape(self.shape).clone() if same else None
 
     def is_sum(self, total: torch.Tensor, stream: torch.Tensor, summand: torch.Tensor) -> bool:
-        """Whether a tensor is the sum of two, up to rounding, of which the second is large enough to tell."""
-        rounding = 4 * self.precision * float(total.abs().max())
-        return float((total - stream - summand).abs().max()) <= min(rounding, 0.1 * float(summand.abs().max()))
+        """Whether a tensor is the sum of two: to the bit, or up to rounding where the second is large enough."""
+        if torch.equal(stream + summand, total):
+            return not torch.equal(stream, total)
+        difference = (total.double() - stream.double() - summand.double()).abs()
+        rounding = self.precision * torch.stack([each.double().abs() for each in (total, stream, summand)]).amax(0)
+        telling = float((summand.abs() > 4 * rounding).double().mean())
+        return telling > 0.25 and bool((difference <= 2 * rounding).all())
 
 
 @contextmanager

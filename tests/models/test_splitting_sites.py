@@ -276,6 +276,19 @@ def test_a_name_given_twice_is_refused(tiny_model: MakeModel) -> None:
         split.path("2.mlp")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "t5", "mbart"])
+def test_sums_are_found_in_a_stream_of_large_numbers(dtype: torch.dtype, architecture: str) -> None:
+    """Trained decoders carry a few numbers of thousands, beside which rounding hides much."""
+    network = random_model(architecture)
+    with torch.no_grad():
+        network.get_input_embeddings().weight[:, 5] = 3000.0
+    model = TextModel(network.to(dtype), word_tokenizer(), name="large")
+    points: list[int | str] = ["0.attention", "1.attention", "0.mlp", "1.mlp"]
+    small = Splitter(made(architecture), points)
+    assert Splitter(model, points).points == small.points
+
+
 @engines
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
