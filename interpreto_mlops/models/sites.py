@@ -177,6 +177,7 @@ class _Places:
     def __init__(self, model: TextModel) -> None:
         self.model = model
         self.blocks = block_paths(model)
+        self._sublayers: dict[str, dict[str, str]] = {}
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -224,7 +225,10 @@ class _Places:
         block = self.blocks[self._number(number)]
         if part not in SUBLAYERS:
             raise UnknownNameError("part of a block", part, SUBLAYERS)
-        return find_sublayers(self.model, block, self.model.model.get_submodule(block), text_network(self.model))[part]
+        if block not in self._sublayers:
+            module, network = self.model.model.get_submodule(block), text_network(self.model)
+            self._sublayers[block] = find_sublayers(self.model, block, module, network)
+        return self._sublayers[block][part]
 
     def _unknown(self, given: str) -> InputError:
         if given.removesuffix(_INPUT) in {name for name, _ in self.model.model.named_modules() if name}:
