@@ -1,4 +1,4 @@
-"""The places at which a model can be split: blocks, what their sublayers add, any module's input or output, the head."""
+"""The places at which a model can be split: blocks, what is summed in them, any module's input or output, the head."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from interpreto_mlops.models.text_model import TextModel
 
 HEAD = "head"
 """The split point that is whatever the model's last linear layer reads."""
+
+Replace = Callable[[torch.Tensor], "torch.Tensor | None"]
+"""From the tensor at a place to the one that is put there, or None to leave it."""
 
 _INPUT = ".input"
 _IN_A_BLOCK = re.compile(r"(-?\d+)\.(\w+)")
@@ -81,18 +84,24 @@ def _with_first(value: Any, tensor: torch.Tensor) -> Any:
     return (tensor, *value[1:]) if isinstance(value, (tuple, list)) else tensor
 
 
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy, for the model may go on to change the tensor in place, and that autograd can use later."""
+    with torch.inference_mode(False):
+        return tensor.detach().clone()
+
+
 @contextmanager
-def hooked(actions: Iterable[tuple[Site, Callable[[torch.Tensor], torch.Tensor | None]]]) -> Iterator[None]:
+def hooked(actions: Iterable[tuple[Site, Replace]]) -> Iterator[None]:
     """Call an action with the tensor at each site, in this thread only; what it returns, if anything, replaces that."""
     owner = threading.get_ident()
 
-    def act(site: Site, action: Callable[[torch.Tensor], torch.Tensor | None], value: Any) -> Any:
+    def act(site: Site, action: Replace, value: Any) -> Any:
         if threading.get_ident() != owner:
             return None
         changed = action(site.read(value))
         return None if changed is None else site.written(value, changed)
 
-    def hook(site: Site, action: Callable[[torch.Tensor], torch.Tensor | None]) -> Any:
+    def hook(site: Site, action: Replace) -> Any:
         if site.is_input:
             return site.module.register_forward_pre_hook(
                 lambda _module, args, kwargs: act(site, action, (args, kwargs)), with_kwargs=True
@@ -168,6 +177,7 @@ class _Places:
     def __init__(self, model: TextModel) -> None:
         self.model = model
         self.blocks = block_paths(model)
+        self._sublayers: dict[str, dict[str, str]] = {}
 
     @cached_property
     def paths(self) -> tuple[str, ...]:
@@ -215,13 +225,16 @@ class _Places:
         block = self.blocks[self._number(number)]
         if part not in SUBLAYERS:
             raise UnknownNameError("part of a block", part, SUBLAYERS)
-        return find_sublayers(self.model, block, self.model.model.get_submodule(block), text_network(self.model))[part]
+        if block not in self._sublayers:
+            module, network = self.model.model.get_submodule(block), text_network(self.model)
+            self._sublayers[block] = find_sublayers(self.model, block, module, network)
+        return self._sublayers[block][part]
 
     def _unknown(self, given: str) -> InputError:
         if given.removesuffix(_INPUT) in {name for name, _ in self.model.model.named_modules() if name}:
             return InputError(
-                f"the layer {given!r} is not in the encoder, and an encoder-decoder that does not classify can be split "
-                "in its encoder only: its decoder reads the text that it writes"
+                f"the layer {given!r} is not in the encoder, and an encoder-decoder that does not classify can be "
+                "split in its encoder only: its decoder reads the text that it writes"
             )
         others = [f"{number}.{part}" for number in range(len(self.blocks)) for part in SUBLAYERS]
         others.append(HEAD)

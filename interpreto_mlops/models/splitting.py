@@ -1,18 +1,13 @@
-"""A model cut at some of its layers: what they put out, and how the classes depend on it.
+"""A model cut at some of its places: what passes there, what is put there instead, and how the classes depend on it.
 
-This file holds all of nnsight. Beside its traces stands an engine of plain forward hooks with the same results, for
-threads, for workers, and where the source text that a trace needs is not there.
+Two engines run it, with the same results: nnsight's traces, and plain forward hooks, for threads, for workers, and
+where the source text that a trace needs is not there.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import sys
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +15,18 @@ from torch import nn
 
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.models.requests import ClassLogits
-from interpreto_mlops.models.sites import Site, block_paths, find_sites, hooked, network_for, probe_inputs
+from interpreto_mlops.models.sites import (
+    Replace,
+    Site,
+    block_paths,
+    copied,
+    find_sites,
+    hooked,
+    network_for,
+    probe_inputs,
+)
 from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.models.traces import TRACING, Traced
 
 __all__ = ["ENGINES", "Splitter", "block_paths"]
 
@@ -35,8 +40,17 @@ class Splitter:
 
     Arguments:
         model: the model; nothing on it changes.
-        split_points: layers by number or by module path. Number i is the output of block i of the model's stack of
-            blocks, counted from 0 (of the encoder's, where there is also a decoder); -1 is the last block.
+        split_points: numbers or names of places of the model.
+
+            - `i`: the output of block i of the model's stack of blocks, counted from 0 (of the encoder's, where there
+              is also a decoder); -1 is the last block.
+            - `"i.attention"`, `"i.mlp"`: what that part of block i puts out before it is added to the residual stream.
+            - a module path: the module's output; with `.input` after it, what the module reads.
+            - `"head"`: what the model's last linear layer reads, which is one vector a text (`per_text`) in encoders
+              that classify texts, and else one for each token.
+
+            An encoder-decoder that classifies runs its decoder over the same text, one place later; its decoder's
+            modules are places of the text, too. The decoder of one that writes is not.
         engine: `hooks`, which may run in many threads, or `nnsight`, whose traces run one at a time in a process and
             need this package's source files. They give the same numbers; hooks are the default, being the cheaper ones
             for single rows as for harvests: a trace adds 0.3 to 1 ms to a pass, 1 per cent of 1024 tokens through 3 of
@@ -44,7 +58,7 @@ class Splitter:
 
     Raises:
         InputError: no layer, a layer named twice (by number and by path, say), or one whose output is not one vector
-            for each token.
+            for each token or each text.
         UnknownNameError: there is no such layer or engine.
     """
 
@@ -63,14 +77,14 @@ class Splitter:
         self.widths: dict[str, int] = {name: shape[-1] for name, shape in shapes.items()}
         self._layouts = {name: self._layout(name, shape) for name, shape in shapes.items()}
         self.per_text: frozenset[str] = frozenset(name for name in shapes if self._layouts[name] == "text")
-        self._wrapped: _Wrapped | None = None
+        self._wrapped: Traced | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model.name!r}, {list(self.split_points)}, engine={self.engine!r})"
 
     @property
     def split_points(self) -> tuple[str, ...]:
-        """The module paths (with `.input` where it is what the module reads), in the order in which they are reached."""
+        """The module paths, with `.input` where it is what the module reads, in the order in which they are reached."""
         return tuple(self.widths)
 
     def path(self, layer: int | str) -> str:
@@ -108,7 +122,7 @@ class Splitter:
         return {name: found[name] for name in self.split_points}
 
     @contextmanager
-    def replaced(self, layer: int | str, replace: Callable[[torch.Tensor], torch.Tensor | None]) -> Iterator[None]:
+    def replaced(self, layer: int | str, replace: Replace) -> Iterator[None]:
         """Exchange what there is at a split point, in every forward pass of the model that this thread makes meanwhile.
 
         Arguments:
@@ -116,20 +130,51 @@ class Splitter:
             replace: from what is there, shape (rows, tokens, width) or (rows, width), to a tensor of the same shape, or
                 None to leave it. When the model generates, it is called for each step, with the new tokens alone.
         """
-
         name, shape = self.path(layer), list[int]()
-        layout = self._layouts[name]
 
         def note(embedded: torch.Tensor) -> None:
             shape[:] = embedded.shape[:2]
+
+        act = self._act_on_rows(name, replace, shape)
+        embedding = [(Site("embedding", self.model.embedding), note)] if self._layouts[name] == "flat" else []
+        with self.model.execution.hooked(), hooked([*embedding, (self._sites[name], act)]):
+            yield
+
+    def outputs(self, inputs: Mapping[str, torch.Tensor], replace: Mapping[int | str, Replace]) -> Any:
+        """Run the whole model once with what there is at some split points exchanged, by this splitter's engine.
+
+        Arguments:
+            inputs: as for `capture`; padded on the right where the model's head looks for the end of a row there.
+            replace: for each split point to change, a function as for `replaced`.
+
+        Returns:
+            What the model's forward returns; gradients are recorded where the caller's mode says so.
+        """
+        batch = self.model.with_positions(self._batch(inputs))
+        changes = {self.path(layer): function for layer, function in replace.items()}
+        with self.model.evaluating(), self.model.execution.casting(self.model.device.type), ExitStack() as stack:
+            if self.engine == "hooks" or self._is_hooked():
+                for name, function in changes.items():
+                    stack.enter_context(self.replaced(name, function))
+                return self.model.model(**batch)
+            shape = batch["input_ids"].shape
+            acts = [
+                (self._sites[name], self._act_on_rows(name, changes[name], shape))
+                for name in self.split_points
+                if name in changes
+            ]
+            with TRACING:
+                return self._wrapper(self.model.model).edit(acts, batch)
+
+    def _act_on_rows(self, name: str, replace: Replace, shape: Sequence[int]) -> Replace:
+        """Let a function of rows of tokens act on a site's tensor, however that is laid out."""
+        layout = self._layouts[name]
 
         def act(tensor: torch.Tensor) -> torch.Tensor | None:
             changed = replace(_in_rows(tensor, layout, shape))
             return None if changed is None else _as_laid_out(changed, layout)
 
-        embedding = [(Site("embedding", self.model.embedding), note)] if layout == "flat" else []
-        with self.model.execution.hooked(), hooked([*embedding, (self._sites[name], act)]):
-            yield
+        return act
 
     def output_gradients(
         self, inputs: Mapping[str, torch.Tensor], layer: int | str, targets: torch.Tensor | None = None
@@ -197,7 +242,7 @@ class Splitter:
         def keep(name: str) -> Callable[[torch.Tensor], None]:
             def record(tensor: torch.Tensor) -> None:
                 if name not in found:
-                    found[name] = _copied(tensor)
+                    found[name] = copied(tensor)
                 if len(found) == len(self._sites):
                     raise _Stop
 
@@ -211,29 +256,25 @@ class Splitter:
         return found
 
     def _run_traced(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        with _TRACING:
-            if self._wrapped is None or self._wrapped.is_stale():
-                self._wrapped = _Wrapped(self._network)
-            return self._wrapped.trace([self._sites[name] for name in self.split_points], batch)
+        with TRACING:
+            return self._wrapper(self._network).capture([self._sites[name] for name in self.split_points], batch)
 
-    def _refuse_repeated(self, batch: dict[str, Any]) -> None:
-        """Refuse a module that runs several times in one pass: it has as many outputs, and is not one place."""
-        calls = dict.fromkeys(self._sites, 0)
+    def _wrapper(self, network: nn.Module) -> Traced:
+        """Return the wrapper around the model, or its encoder; a new one if a module's own forward was exchanged."""
+        if self._wrapped is None or self._wrapped.network is not network or self._wrapped.is_stale():
+            self._wrapped = Traced(network)
+        return self._wrapped
 
-        def count(name: str) -> Callable[[torch.Tensor], None]:
-            def add(_tensor: torch.Tensor) -> None:
-                calls[name] += 1
+    def _widths_of_runs(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        """Return the last dimension at each split point, for each time that it is reached in one whole pass."""
+        runs: dict[str, list[int]] = {name: [] for name in self._sites}
 
-            return add
+        def note(name: str) -> Callable[[torch.Tensor], None]:
+            return lambda tensor: runs[name].append(tensor.shape[-1])
 
-        with hooked([(site, count(name)) for name, site in self._sites.items()]):
+        with hooked([(site, note(name)) for name, site in self._sites.items()]):
             self._network(**batch)
-        for name, times in calls.items():
-            if times > 1:
-                raise InputError(
-                    f"the layer {name!r} runs {times} times in one forward pass, its weights being shared, so it is "
-                    "not one place of the model"
-                )
+        return runs
 
     def _layout(self, name: str, shape: tuple[int, ...]) -> str:
         """Say how a site's tensor is laid out, from its shape in the probe."""
@@ -245,11 +286,7 @@ class Splitter:
             (_PROBE_ROWS, _PROBE_TOKENS): "token",
         }
         if shape[:-1] not in layouts:
-            verb = "read" if self._sites[name].is_input else "put out"
-            raise InputError(
-                f"the layer {name!r} does not {verb} one vector for each token or each text: for {_PROBE_ROWS} texts "
-                f"of {_PROBE_TOKENS} tokens its shape is {shape}"
-            )
+            raise self._no_vectors(name, shape)
         return layouts[shape[:-1]]
 
     def _padded(self, tokens: int) -> int:
@@ -259,23 +296,37 @@ class Splitter:
         return -(-tokens // step) * step
 
     def _probe(self) -> dict[str, tuple[int, ...]]:
-        """Run a tiny batch to see in which order the split points give what."""
+        """Run tiny batches to see in which order the split points give what."""
         with self.model.evaluating(), torch.inference_mode(), self.model.execution.plainly():
             found = self._run_hooked(self._batch(probe_inputs(self.model, _PROBE_ROWS, _PROBE_TOKENS)))
             # Decoders without a padding id classify one row only.
-            self._refuse_repeated(self._batch(probe_inputs(self.model, 1, _PROBE_TOKENS)))
-        for name in self._sites:
+            runs = self._widths_of_runs(self._batch(probe_inputs(self.model, 1, _PROBE_TOKENS + 1)))
+        for name, widths in runs.items():
             if name not in found:
                 raise InputError(f"the layer {name!r} takes no part in the model's forward pass")
+            if len(widths) > 1:
+                raise InputError(
+                    f"the layer {name!r} runs {len(widths)} times in one forward pass, its weights being shared, so it "
+                    "is not one place of the model"
+                )
             if not found[name].is_floating_point():
                 raise InputError(f"the layer {name!r} has no activations but numbers of dtype {found[name].dtype}")
+            if widths != [*found[name].shape[-1:]]:
+                raise self._no_vectors(name, tuple(found[name].shape))
         return {name: tuple(tensor.shape) for name, tensor in found.items()}
+
+    def _no_vectors(self, name: str, shape: tuple[int, ...]) -> InputError:
+        verb = "read" if self._sites[name].is_input else "put out"
+        return InputError(
+            f"the layer {name!r} does not {verb} one vector for each token or each text: for {_PROBE_ROWS} texts of "
+            f"{_PROBE_TOKENS} tokens its shape is {shape}"
+        )
 
 
 def _in_rows(tensor: torch.Tensor, layout: str, shape: Sequence[int]) -> torch.Tensor:
     """Return a site's tensor in rows of tokens, shape (rows, tokens, width); one vector a text stays as it is."""
     if layout == "flat":
-        return tensor.unflatten(0, tuple(shape))
+        return tensor.reshape(*shape, tensor.shape[-1])
     return tensor.transpose(0, 1) if layout == "turned" else tensor
 
 
@@ -310,108 +361,5 @@ def _rolled(tensor: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     return tensor.take_along_dim(columns.to(tensor.device).reshape(*columns.shape, *[1] * (tensor.dim() - 2)), dim=1)
 
 
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy, for the model may go on to change the tensor in place, and that autograd can use later."""
-    with torch.inference_mode(False):
-        return tensor.detach().clone()
-
-
 class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward pass that has given what was asked for
     """Raised in a hook when everything is captured."""
-
-
-# nnsight keeps the state of a trace on the modules, so two traces never run at the same time.
-_TRACING = threading.RLock()
-
-# What nnsight writes into the dictionary of every module that it wraps.
-_MARKS = ("forward", "__nnsight__")
-
-_Marks = list[tuple[nn.Module, dict[str, Any]]]
-
-
-class _Wrapped:
-    """A network wrapped by nnsight, whose marks are on the modules during a trace only."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.before = _marks(network)
-        with warnings.catch_warnings():
-            # It warns of each submodule called `output`; here modules are found by identity, not by that name.
-            warnings.simplefilter("ignore")
-            # Without a device of its own it leaves inputs where they are: offloaded weights are nowhere.
-            self.root: Any = type("NNsight", (_import_nnsight().NNsight,), {"device": None})(network)
-        during = _marks(network)
-        _put_marks(self.before)
-        self.owner = [0]
-        self.during = [
-            (module, _in_one_thread(self.owner, module, marks, before))
-            for (module, marks), (_, before) in zip(during, self.before, strict=True)
-        ]
-
-    def is_stale(self) -> bool:
-        """Whether a module's own forward was exchanged since."""
-        return _marks(self.network) != self.before
-
-    def trace(self, sites: Sequence[Site], batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Return what passes some sites, which must be given in the order in which they are reached."""
-        nnsight, root = _import_nnsight(), self.root
-        places = [(site, root.interleaver.envoys[id(site.module)]) for site in sites]
-        self.owner[0] = threading.get_ident()
-        _put_marks(self.during)
-        try:
-            with root.trace(**batch) as tracer:
-                found = nnsight.save({site.name: _copied(site.read(_here(site, envoy))) for site, envoy in places})
-                tracer.stop()
-            return dict(found)
-        except nnsight.tracing.tracer.WithBlockNotFoundError as error:
-            raise InputError("nnsight cannot read this package's source files; use engine='hooks'") from error
-        finally:
-            _put_marks(self.before)
-
-
-def _here(site: Site, envoy: Any) -> Any:
-    return envoy.inputs if site.is_input else envoy.output
-
-
-def _in_one_thread(owner: list[int], module: nn.Module, marks: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Return nnsight's marks with a forward that it sees in the tracing thread only; others run the module's own."""
-    traced = marks["forward"]
-    plain = before.get("forward", functools.partial(type(module).forward, module))
-
-    @functools.wraps(traced)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return (traced if threading.get_ident() == owner[0] else plain)(*args, **kwargs)
-
-    return {**marks, "forward": forward}
-
-
-def _marks(network: nn.Module) -> _Marks:
-    return [
-        (module, {key: module.__dict__[key] for key in _MARKS if key in module.__dict__})
-        for module in network.modules()
-    ]
-
-
-def _put_marks(marks: _Marks) -> None:
-    for module, values in marks:
-        # Other threads may be running the module.
-        module.__dict__.update(values)
-        for key in _MARKS:
-            if key not in values:
-                module.__dict__.pop(key, None)
-
-
-def _import_nnsight() -> Any:
-    """Import nnsight without what its import does to the whole process.
-
-    It gives every object a method `save`, on which other libraries' `hasattr` checks fail, and exchanges
-    `Tensor.backward`. Both are taken back, unless the user has imported nnsight before and may want them.
-    """
-    if "nnsight" in sys.modules:
-        return sys.modules["nnsight"]
-    backward = torch.Tensor.backward
-    module = importlib.import_module("nnsight")
-    torch.Tensor.backward = backward  # type: ignore[method-assign]
-    if "save" in object.__dict__:
-        importlib.import_module("nnsight._c").unmount("save")
-    return module

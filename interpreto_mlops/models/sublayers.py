@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +45,20 @@ def find_sublayers(model: TextModel, path: str, block: nn.Module, network: nn.Mo
     """
     ids = torch.arange(_TOKENS, device=model.device)[None] * 7919 % model.embedding.weight.shape[0]
     record = _Record()
-    with model.evaluating(), torch.inference_mode(), model.execution.plainly(), _recorded(block, record):
-        try:
-            network(input_ids=ids, attention_mask=torch.ones_like(ids))
-        except _BlockDone:
-            pass
+    with (
+        model.evaluating(),
+        torch.inference_mode(),
+        model.execution.plainly(),
+        suppress(_BlockDone),
+        _recorded(block, record),
+    ):
+        network(input_ids=ids, attention_mask=torch.ones_like(ids))
     summands = _summands(record)
     found = {"attention" if _ATTENTION.search(name) else "mlp": f"{path}.{name}" for name in summands}
     if len(summands) != 2 or len(found) != 2:
         raise InputError(
-            f"the block {path!r} is not the sum of what it reads, what one module of its attention puts out and what one "
-            "module of its MLP puts out; give module paths"
+            f"the block {path!r} is not the sum of what it reads, what one module of its attention puts out and what "
+            "one module of its MLP puts out; give module paths"
         )
     return found
 
@@ -90,12 +93,16 @@ class _Record:
         if not self.shape:
             self.shape, self.precision = tuple(first.shape), torch.finfo(first.dtype).eps
         same = first.shape[-1:] == self.shape[-1:] and first.numel() == torch.Size(self.shape).numel()
-        return first.float().reshape(self.shape).clone() if same else None
+        return first.reshape(self.shape).clone() if same else None
 
     def is_sum(self, total: torch.Tensor, stream: torch.Tensor, summand: torch.Tensor) -> bool:
-        """Whether a tensor is the sum of two, up to rounding, of which the second is large enough to tell."""
-        rounding = 4 * self.precision * float(total.abs().max())
-        return float((total - stream - summand).abs().max()) <= min(rounding, 0.1 * float(summand.abs().max()))
+        """Whether a tensor is the sum of two: to the bit, or up to rounding where the second is large enough."""
+        if torch.equal(stream + summand, total):
+            return not torch.equal(stream, total)
+        difference = (total.double() - stream.double() - summand.double()).abs()
+        rounding = self.precision * torch.stack([each.double().abs() for each in (total, stream, summand)]).amax(0)
+        telling = float((summand.abs() > 4 * rounding).double().mean())
+        return telling > 0.25 and bool((difference <= 2 * rounding).all())
 
 
 @contextmanager

@@ -8,26 +8,43 @@ from typing import Any
 import torch
 from transformers import (
     AlbertConfig,
+    AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BartConfig,
     BertConfig,
+    BloomConfig,
     CohereConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
+    LongformerConfig,
+    MBartConfig,
+    MistralConfig,
     ModernBertConfig,
+    MPNetConfig,
+    OPTConfig,
+    PhiConfig,
     PretrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
     Qwen3Config,
     RobertaConfig,
     T5Config,
+    XLMRobertaConfig,
+    XLNetConfig,
 )
 
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
@@ -35,12 +52,22 @@ COMMON: dict[str, Any] = {"vocab_size": 64, "num_labels": 3, **SPECIAL}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
 GROUPED = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 32}
 ENCODER_DECODER = {"d_model": 32, "vocab_size": 64, "num_labels": 3, "decoder_start_token_id": 2, **SPECIAL}
+BART = {
+    **{f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 2), ("ffn_dim", 48))},
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "max_position_embeddings": 32,
+    **ENCODER_DECODER,
+}
 ENCODERS = ("bert", "roberta", "distilbert", "electra", "albert", "modernbert")
 DECODERS = ("gpt2", "llama", "qwen3", "gemma", "gemma2", "gemma3")
 HEADS = {
     "classifier": AutoModelForSequenceClassification,
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
+    "token": AutoModelForTokenClassification,
+    "masked": AutoModelForMaskedLM,
+    "none": AutoModel,
 }
 
 
@@ -61,20 +88,28 @@ def configuration(name: str) -> PretrainedConfig:
         "gemma3": (Gemma3TextConfig, {**SMALL, **GROUPED, "sliding_window": 4}),
         "cohere": (CohereConfig, {**SMALL, "num_key_value_heads": 2}),
         "t5": (T5Config, {"d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, **ENCODER_DECODER}),
-        "bart": (
-            BartConfig,
-            {
-                **{
-                    f"{side}_{what}": n
-                    for side in ("encoder", "decoder")
-                    for what, n in (("layers", 2), ("ffn_dim", 48))
-                },
-                "encoder_attention_heads": 4,
-                "decoder_attention_heads": 4,
-                "max_position_embeddings": 32,
-                **ENCODER_DECODER,
-            },
+        "bart": (BartConfig, BART),
+        "mbart": (MBartConfig, BART),
+        "xlm-roberta": (XLMRobertaConfig, {**SMALL, "max_position_embeddings": 40}),
+        "mpnet": (MPNetConfig, {**SMALL, "max_position_embeddings": 40}),
+        "longformer": (LongformerConfig, {**SMALL, "attention_window": 4, "max_position_embeddings": 40}),
+        "xlnet": (XLNetConfig, {"d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48}),
+        "gpt_neo": (
+            GPTNeoConfig,
+            {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
         ),
+        "gpt_neox": (GPTNeoXConfig, SMALL),
+        "opt": (
+            OPTConfig,
+            {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "ffn_dim": 48}
+            | {"word_embed_proj_dim": 32, "max_position_embeddings": 32},
+        ),
+        "mistral": (MistralConfig, {**SMALL, **GROUPED}),
+        "qwen2": (Qwen2Config, {**SMALL, "num_key_value_heads": 2}),
+        "phi": (PhiConfig, SMALL),
+        "bloom": (BloomConfig, {"hidden_size": 32, "n_layer": 3, "n_head": 4}),
+        "falcon": (FalconConfig, {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}),
+        "granite": (GraniteConfig, {**SMALL, "num_key_value_heads": 2, "residual_multiplier": 0.5}),
     }
     kind, options = made[name]
     return kind(**{**COMMON, **options})

@@ -140,10 +140,11 @@ def test_the_model_is_left_as_it_was(engine: str, architecture: str, tiny_model:
     next(model.model.parameters()).requires_grad_(False)
     model.tokenizer.padding_side = "left"
     before = state_of(model)
-    splitter = Splitter(model, [0, -1], engine=engine)
+    splitter = Splitter(model, [0, -1, "1.attention", "1.mlp", "head"], engine=engine)
     inputs = model.inputs(list(model.encode(texts)))
     first = splitter.capture(inputs)
     splitter.output_gradients(inputs, 0)
+    splitter.outputs(inputs, {"1.mlp": lambda tensor: tensor * 2, "head": lambda tensor: None})
     second = splitter.capture(inputs)
     assert state_of(model) == before
     for path, tensor in first.items():
@@ -168,9 +169,15 @@ def test_nothing_is_left_after_an_error(engine: str, tiny_model: MakeModel, text
         splitter.capture(inputs)
     with pytest.raises(KeyError, match="out of order"):
         splitter.output_gradients(inputs, 2)
+    with pytest.raises(KeyError, match="out of order"):
+        splitter.outputs(inputs, {2: lambda tensor: tensor})
     assert state_of(model) == before
     assert torch.is_grad_enabled()
     handle.remove()
+    before = state_of(model)
+    with pytest.raises(ZeroDivisionError):
+        splitter.outputs(inputs, {2: lambda tensor: tensor / (1 // 0)})
+    assert state_of(model) == before
     splitter.capture(inputs)
 
 
