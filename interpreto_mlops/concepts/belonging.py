@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from interpreto_mlops.concepts.rows import Rows
-from interpreto_mlops.errors import IntegrityError
+from interpreto_mlops.errors import InputError, IntegrityError
 from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.text_model import TextModel
 
@@ -15,6 +15,11 @@ class Fitted(Protocol):
     """What has learned from activations, and knows which."""
 
     provenance: dict[str, Any]
+
+    @property
+    def width(self) -> int:
+        """The width of the layer that it was fitted on."""
+        ...
 
 
 def check_belongs(dictionary: Fitted, other: TextModel | Splitter | Rows, *, allow_mismatch: bool = False) -> None:
@@ -46,6 +51,38 @@ def check_belongs(dictionary: Fitted, other: TextModel | Splitter | Rows, *, all
             f"the dictionary was fitted on the layer {own['layer']!r}, and these activations are of "
             f"{given['layer']!r}; allow_mismatch=True takes them all the same"
         )
+
+
+def place_of(
+    split: Splitter, dictionary: Fitted, layer: int | str | None = None, *, allow_mismatch: bool = False
+) -> str:
+    """Return the split point that a dictionary belongs to.
+
+    Arguments:
+        split: the split model.
+        dictionary: fitted.
+        layer: the split point; None takes the dictionary's own layer, or the only split point.
+        allow_mismatch: take a dictionary of another model all the same.
+
+    Raises:
+        InputError: the model is not split at the dictionary's layer, or the widths differ.
+        IntegrityError: the dictionary was fitted on another model.
+    """
+    own = dictionary.provenance.get("layer")
+    if layer is not None:
+        path = split.path(layer)
+    elif own is None and len(split.split_points) == 1:
+        path = split.split_points[0]
+    elif own in split.split_points:
+        path = str(own)
+    else:
+        raise InputError(
+            f"the dictionary belongs to the layer {own!r}, and the model is split at {list(split.split_points)}"
+        )
+    if split.widths[path] != dictionary.width:
+        raise InputError(f"the layer {path!r} has width {split.widths[path]}, and the dictionary {dictionary.width}")
+    check_belongs(dictionary, split, allow_mismatch=allow_mismatch)
+    return path
 
 
 def _provenance_of(other: TextModel | Splitter | Rows) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from interpreto_mlops.concepts.base import ConceptDictionary
-from interpreto_mlops.concepts.split import RowPlan, plan_rows
+from interpreto_mlops.concepts.row_plans import RowPlan, plan_rows
 from interpreto_mlops.errors import InputError, IntegrityError, ModelOutputError
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.packing import pack

@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,16 +19,14 @@ import torch
 from tqdm.auto import tqdm
 
 from interpreto_mlops.concepts.activations import ActivationSet, ActivationWriter, remove_with
+from interpreto_mlops.concepts.row_plans import GRANULARITIES, RowPlan, plan_rows
 from interpreto_mlops.errors import DataError, InputError, ModelOutputError, OutOfMemoryError, UnknownNameError
 from interpreto_mlops.models.budgets import DEFAULT_TOKEN_BUDGET
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.packing import pack
 from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.text.datasets import TextDataset
-from interpreto_mlops.text.granularity import NO_ELEMENT, Granularity
-
-GRANULARITIES = ("token", "all_tokens", "word", "sentence", "cls", "sample")
-"""What a row of activations can be."""
+from interpreto_mlops.text.granularity import NO_ELEMENT
 
 _ACCELERATOR_TOKENS = 16384
 
@@ -92,57 +89,6 @@ class ModelWithSplitPoints(Splitter):
             harvest.run(texts)
             sets = harvest.finish(texts)
         return {given: sets[path] for given, path in self.points.items()}
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """The rows of one text.
-
-    Arguments:
-        encoding: the text.
-        of_token: the row to which each token goes, or `NO_ELEMENT`, shape (tokens,).
-        positions: the first token of each row, shape (rows,).
-        spans: the characters that each row stands for, shape (rows, 2).
-    """
-
-    encoding: Encoding
-    of_token: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    spans: npt.NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-
-def plan_rows(encoding: Encoding, granularity: str) -> RowPlan:
-    """Say which tokens of a text make up each of its rows."""
-    if granularity in {"token", "all_tokens", "cls"}:
-        kept = ~encoding.special if granularity == "token" else np.ones(len(encoding), dtype=bool)
-        if granularity == "cls":
-            kept[1:] = False
-        of_token = np.where(kept, np.cumsum(kept) - 1, NO_ELEMENT)
-        spans = _whole(encoding, int(kept.sum())) if granularity == "cls" else _token_spans(encoding)[kept]
-        return RowPlan(encoding, of_token, np.flatnonzero(kept), spans)
-    if granularity == "sample":
-        of_token = np.where(encoding.special, NO_ELEMENT, 0)
-        positions = np.flatnonzero(~encoding.special)[:1]
-        return RowPlan(encoding, of_token, positions, _whole(encoding, len(positions)))
-    elements = encoding.elements(Granularity.parse(granularity))
-    positions = np.asarray([np.argmax(elements.of_token == row) for row in range(len(elements))], dtype=np.int64)
-    return RowPlan(encoding, elements.of_token, positions, elements.spans)
-
-
-def _whole(encoding: Encoding, rows: int) -> npt.NDArray[np.int64]:
-    return np.asarray([(0, len(encoding.text))] * rows, dtype=np.int64).reshape(-1, 2)
-
-
-def _token_spans(encoding: Encoding) -> npt.NDArray[np.int64]:
-    """Return where each token lies in the text, without outer white space; (0, 0) for special tokens."""
-    elements = encoding.elements(Granularity.TOKEN)
-    spans = np.zeros((len(encoding), 2), dtype=np.int64)
-    visible = elements.of_token != NO_ELEMENT
-    spans[visible] = elements.spans[elements.of_token[visible]]
-    return spans
 
 
 class _Harvest:

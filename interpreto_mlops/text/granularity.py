@@ -180,7 +180,7 @@ def elements_of(
         )
     border = len(text) if boundary is None else boundary
     pieces = np.concatenate([_cut(text[:border], granularity), _cut(text[border:], granularity) + border])
-    return _joined_elements(text, pieces, _visible(text, offsets), special)
+    return _joined_elements(text, pieces, visible_spans(text, offsets), special)
 
 
 def _cut(text: str, granularity: Grain) -> Spans:
@@ -192,7 +192,7 @@ def _cut(text: str, granularity: Grain) -> Spans:
 def _token_elements(
     text: str, with_special: bool, offsets: Spans | None, special: npt.NDArray[np.bool_], tokens: tuple[str, ...]
 ) -> Elements:
-    visible = np.zeros((len(tokens), 2), dtype=np.int64) if offsets is None else _visible(text, offsets)
+    visible = np.zeros((len(tokens), 2), dtype=np.int64) if offsets is None else visible_spans(text, offsets)
     kept = ~special if offsets is None else ~special & (visible[:, 0] < visible[:, 1])
     if with_special:
         kept = kept | special
@@ -227,9 +227,17 @@ def _joined_elements(text: str, pieces: Spans, visible: Spans, special: npt.NDAr
     return Elements(tuple(text[start:end] for start, end in spans.tolist()), spans, of_token)
 
 
-def _visible(text: str, offsets: Spans) -> Spans:
-    """Cut white space from both ends of each token's span."""
-    return _as_spans([_strip(text, start, end) for start, end in offsets.tolist()])
+def visible_spans(text: str, offsets: Spans) -> Spans:
+    """Cut white space from both ends of each token's span, shape (tokens, 2)."""
+    spans = offsets.copy()
+    if not len(text):
+        return _as_spans([_strip(text, start, end) for start, end in spans.tolist()])
+    space = np.fromiter(map(str.isspace, text), dtype=bool, count=len(text))
+    last = len(text) - 1
+    outer = space[np.minimum(spans[:, 0], last)] | space[np.clip(spans[:, 1] - 1, 0, last)]
+    for place in np.flatnonzero(outer | (spans[:, 0] > spans[:, 1])):
+        spans[place] = _strip(text, *spans[place].tolist())
+    return spans
 
 
 def _strip(text: str, start: int, end: int) -> tuple[int, int]:

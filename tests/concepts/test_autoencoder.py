@@ -76,7 +76,9 @@ def test_accumulated_batches_are_the_large_batch(name: str, rows: torch.Tensor) 
 
 @every_autoencoder
 def test_training_in_low_precision_is_about_as_good(name: str, rows: torch.Tensor) -> None:
-    r2 = [build(name, precision=each, n_epochs=15).fit(rows).history_[-1]["train/r2"] for each in ("float32", "bfloat16")]
+    r2 = [
+        build(name, precision=each, n_epochs=15).fit(rows).history_[-1]["train/r2"] for each in ("float32", "bfloat16")
+    ]
     assert r2[0] > 0.5
     assert abs(r2[0] - r2[1]) < 0.05
 

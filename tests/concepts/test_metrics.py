@@ -12,8 +12,9 @@ from scipy.stats import wasserstein_distance
 
 from interpreto_mlops.concepts import METRICS, PCAConcepts, TopKSAEConcepts, evaluate, stability, stability_random
 from interpreto_mlops.concepts import metrics as m
-from interpreto_mlops.concepts.metrics import matching, statistics_of
-from interpreto_mlops.errors import InputError
+from interpreto_mlops.concepts.code_statistics import CodeStatistics, ReconstructionStatistics
+from interpreto_mlops.concepts.metrics import matching
+from interpreto_mlops.errors import InputError, UnknownNameError
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = torch.randn(300, 6, generator=GENERATOR) @ torch.randn(6, 6, generator=GENERATOR) + 3.0
@@ -21,41 +22,45 @@ HAT = ROWS + 0.3 * torch.randn(300, 6, generator=GENERATOR) + 0.1
 CODES = torch.randn(300, 9, generator=GENERATOR).relu() * (torch.arange(9) != 4)
 
 
-def stats(rows: torch.Tensor, reconstructions: torch.Tensor, codes: torch.Tensor = CODES) -> m.CodeStatistics:
-    return statistics_of(rows, reconstructions, codes)
-
-
 def test_mse_is_the_mean_over_rows_and_dimensions() -> None:
     expected = np.mean([(float(a) - float(b)) ** 2 for a, b in zip(ROWS.flatten(), HAT.flatten(), strict=True)])
-    assert m.mse(stats(ROWS, HAT)) == pytest.approx(expected, rel=1e-6)
+    assert m.mse(ROWS, HAT) == pytest.approx(expected, rel=1e-6)
 
 
-def test_mse_and_r2_do_not_depend_on_the_number_of_rows() -> None:
-    once, twice = stats(ROWS, HAT), stats(ROWS.repeat(2, 1), HAT.repeat(2, 1), CODES.repeat(2, 1))
-    for metric in (m.mse, m.r2, m.l0, m.sparsity, m.sparsity_ratio, m.dead, m.wasserstein, m.fid):
-        assert metric(twice) == pytest.approx(metric(once), abs=1e-9)
+RECONSTRUCTION = [
+    m.mse, m.fvu, m.r2, m.cosine, m.relative_error, m.norm_ratio, m.relative_bias, m.fid, m.wasserstein,
+    m.sliced_wasserstein,
+]  # fmt: skip
+COMPLEXITY = [m.l0, m.l1, m.sparsity, m.sparsity_ratio, m.hoyer, m.dead, m.dense, m.density_max, m.coactivation]
+
+
+def test_they_do_not_depend_on_the_number_of_rows() -> None:
+    for metric in RECONSTRUCTION:
+        twice = metric(ROWS.repeat(2, 1), HAT.repeat(2, 1))
+        assert twice == pytest.approx(metric(ROWS, HAT), abs=1e-9)
+    for metric in COMPLEXITY:
+        assert metric(CODES.repeat(2, 1)) == pytest.approx(metric(CODES), abs=1e-9)
 
 
 def test_r2_of_the_mean_predictor_is_zero_far_from_the_origin() -> None:
     rows = ROWS + 1000.0
     mean = rows.double().mean(dim=0).expand_as(rows).double()
-    assert m.r2(stats(rows, mean)) == pytest.approx(0.0, abs=1e-9)
-    assert m.r2(stats(rows, rows)) == 1.0
-    assert m.r2(stats(rows, torch.zeros_like(rows))) < -1000
+    assert m.r2(rows, mean) == pytest.approx(0.0, abs=1e-9)
+    assert m.r2(rows, rows) == 1.0
+    assert m.r2(rows, torch.zeros_like(rows)) < -1000
 
 
 def test_r2_against_a_slow_reference() -> None:
     rows, hat = ROWS.double().numpy(), HAT.double().numpy()
     error = sum(float(np.sum((a - b) ** 2)) for a, b in zip(rows, hat, strict=True))
     spread = sum(float(np.sum((rows[:, j] - rows[:, j].mean()) ** 2)) for j in range(6))
-    assert m.r2(stats(ROWS, HAT)) == pytest.approx(1 - error / spread, rel=1e-9)
+    assert m.r2(ROWS, HAT) == pytest.approx(1 - error / spread, rel=1e-9)
 
 
 def test_r2_of_equal_rows() -> None:
     rows = torch.ones(5, 3)
-    codes = torch.ones(5, 2)
-    assert m.r2(statistics_of(rows, rows, codes)) == 1.0
-    assert m.r2(statistics_of(rows, rows + 1, codes)) == -np.inf
+    assert m.r2(rows, rows) == 1.0
+    assert m.r2(rows, rows + 1) == -np.inf
 
 
 def test_fid_is_the_frechet_distance() -> None:
@@ -63,54 +68,177 @@ def test_fid_is_the_frechet_distance() -> None:
     first, second = np.cov(rows.T, bias=True), np.cov(hat.T, bias=True)
     cross = sqrtm(first @ second).real
     expected = np.sum((rows.mean(0) - hat.mean(0)) ** 2) + np.trace(first + second - 2 * cross)
-    assert m.fid(stats(ROWS, HAT)) == pytest.approx(expected, rel=1e-6)
+    assert m.fid(ROWS, HAT) == pytest.approx(expected, rel=1e-6)
 
 
 def test_fid_of_the_same_rows_is_zero_even_with_fewer_rows_than_dimensions() -> None:
     rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(1)) * 10
-    assert 0.0 <= m.fid(stats(rows, rows, CODES[:5])) < 1e-6
-    assert m.fid(stats(rows, rows + 1, CODES[:5])) == pytest.approx(40.0, rel=1e-6)
+    assert 0.0 <= m.fid(rows, rows) < 1e-6
+    assert m.fid(rows, rows + 1) == pytest.approx(40.0, rel=1e-6)
 
 
 def test_fid_sees_correlations_and_wasserstein_does_not() -> None:
     shuffled = torch.stack(
         [column[torch.randperm(300, generator=torch.Generator().manual_seed(j))] for j, column in enumerate(ROWS.T)], 1
     )
-    assert m.wasserstein(stats(ROWS, shuffled)) == 0.0
-    assert m.fid(stats(ROWS, shuffled)) > 0.1
+    assert m.wasserstein(ROWS, shuffled) == 0.0
+    assert m.fid(ROWS, shuffled) > 0.1
 
 
 def test_wasserstein_against_scipy() -> None:
     expected = np.mean([wasserstein_distance(ROWS[:, j].numpy(), HAT[:, j].numpy()) for j in range(6)])
-    assert m.wasserstein(stats(ROWS, HAT)) == pytest.approx(expected, rel=1e-5)
+    assert m.wasserstein(ROWS, HAT) == pytest.approx(expected, rel=1e-5)
 
 
-def test_wasserstein_of_many_rows_uses_an_even_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distances_of_many_rows_use_an_even_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("interpreto_mlops.concepts.code_statistics.SAMPLE_ROWS", 100)
-    statistics = m.CodeStatistics(300)
+    rows, codes = ReconstructionStatistics(300), CodeStatistics(300)
     for start in range(0, 300, 7):
         part = slice(start, start + 7)
-        statistics.add(ROWS[part], HAT[part], CODES[part])
-    assert torch.equal(statistics.sample[0], ROWS[::3])
-    assert torch.equal(statistics.sample[1], HAT[::3])
+        rows.add(ROWS[part], HAT[part])
+        codes.add(CODES[part])
+    assert torch.equal(rows.sample[0], ROWS[::3])
+    assert torch.equal(rows.sample[1], HAT[::3])
+    assert torch.equal(codes.sample, CODES[::3] != 0)
+
+
+def test_sliced_wasserstein_sees_correlations_and_scales_like_a_distance() -> None:
+    shuffled = torch.stack(
+        [column[torch.randperm(300, generator=torch.Generator().manual_seed(j))] for j, column in enumerate(ROWS.T)], 1
+    )
+    assert m.sliced_wasserstein(ROWS, shuffled) > 0.05
+    assert m.sliced_wasserstein(ROWS, ROWS.flip(0)) == pytest.approx(0.0, abs=1e-9)
+    assert m.sliced_wasserstein(3 * ROWS, 3 * HAT) == pytest.approx(3 * m.sliced_wasserstein(ROWS, HAT))
+    # In one dimension every direction is that one.
+    expected = wasserstein_distance(ROWS[:, 0].numpy(), HAT[:, 0].numpy())
+    assert m.sliced_wasserstein(ROWS[:, :1], HAT[:, :1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fvu_is_about_a_reference_mean_where_one_is_given() -> None:
+    assert m.fvu(ROWS, HAT) == pytest.approx(1 - m.r2(ROWS, HAT))
+    reference = torch.full((6,), 2.0)
+    expected = float((ROWS - HAT).double().square().sum() / (ROWS - reference).double().square().sum())
+    assert m.fvu(ROWS, HAT, reference_mean=reference) == pytest.approx(expected, rel=1e-9)
+    assert m.fvu(ROWS, reference.expand_as(ROWS), reference_mean=reference) == pytest.approx(1.0)
+    with pytest.raises(InputError, match="the reference mean must be 6 finite numbers"):
+        m.fvu(ROWS, HAT, reference_mean=torch.zeros(5))
+
+
+def test_cosines_and_norms_against_loops() -> None:
+    pairs = list(zip(ROWS.double().numpy(), HAT.double().numpy(), strict=True))
+    norms = [(np.linalg.norm(a), np.linalg.norm(b)) for a, b in pairs]
+    cosines = [a @ b / (x * y) for (a, b), (x, y) in zip(pairs, norms, strict=True)]
+    assert m.cosine(ROWS, HAT) == pytest.approx(np.mean(cosines), rel=1e-9)
+    errors = [np.linalg.norm(a - b) / x for (a, b), (x, _) in zip(pairs, norms, strict=True)]
+    assert m.relative_error(ROWS, HAT) == pytest.approx(np.mean(errors), rel=1e-9)
+    assert m.norm_ratio(ROWS, HAT) == pytest.approx(np.mean([y / x for x, y in norms]), rel=1e-9)
+    assert m.relative_bias(ROWS, 0.5 * ROWS) == pytest.approx(0.5)
+    assert m.cosine(torch.zeros(2, 3), torch.zeros(2, 3)) == 1.0
+    assert m.cosine(torch.ones(2, 3), torch.zeros(2, 3)) == 0.0
 
 
 def test_complexity_by_counting() -> None:
     per_row = [sum(1 for code in row if code != 0) for row in CODES.tolist()]
-    statistics = stats(ROWS, HAT)
-    assert m.l0(statistics) == pytest.approx(np.mean(per_row))
-    assert m.sparsity(statistics) == pytest.approx(np.mean([1 - n / 9 for n in per_row]))
-    assert m.sparsity_ratio(statistics) == pytest.approx(np.mean(per_row) / 9)
-    assert m.dead(statistics) == pytest.approx(1 / 9)
+    assert m.l0(CODES) == pytest.approx(np.mean(per_row))
+    assert m.l1(CODES) == pytest.approx(np.mean([sum(map(abs, row)) for row in CODES.tolist()]))
+    assert m.sparsity(CODES) == pytest.approx(np.mean([1 - n / 9 for n in per_row]))
+    assert m.sparsity_ratio(CODES) == pytest.approx(np.mean(per_row) / 9)
+    assert m.dead(CODES) == pytest.approx(1 / 9)
+    shares = [sum(1 for row in CODES.tolist() if row[j] != 0) / 300 for j in range(9)]
+    assert m.density_max(CODES) == pytest.approx(max(shares))
+    assert m.dense(CODES) == pytest.approx(sum(share > 0.1 for share in shares) / 9)
+    assert m.rows(CODES) == 300
+
+
+def test_two_of_ten_active() -> None:
+    codes = torch.zeros(50, 10)
+    codes[:, :2] = 1.0
+    assert m.l0(codes) == 2.0
+    assert m.sparsity_ratio(codes) == pytest.approx(0.2)
+    assert m.sparsity(codes) == pytest.approx(0.8)
+    assert m.dead(codes) == pytest.approx(0.8)
+
+
+def test_hoyer_by_its_formula_and_at_its_ends() -> None:
+    nonzero = CODES[(CODES != 0).any(dim=1)].double().numpy()
+    values = [(3 - np.abs(row).sum() / np.sqrt((row**2).sum())) / 2 for row in nonzero]
+    assert m.hoyer(CODES) == pytest.approx(np.mean(values), rel=1e-6)
+    assert m.hoyer(torch.eye(5) * 1e30) == 1.0
+    assert m.hoyer(torch.full((3, 5), -2.0)) == pytest.approx(0.0, abs=1e-12)
+    assert np.isnan(m.hoyer(torch.zeros(3, 5)))
+
+
+def test_activity_is_relative_to_the_row() -> None:
+    codes = torch.tensor([[1.0, 1e-9, 0.0], [1e-12, 1e-12, 0.0]])
+    assert m.l0(codes) == 1.5
+    assert m.l0(codes, eps=0.0) == 2.0
+    assert m.l0(codes * 1e6) == 1.5
+
+
+def test_coactivation_is_the_largest_jaccard_index() -> None:
+    active = (CODES != 0).numpy()[:, [j for j in range(9) if j != 4]]
+    largest = []
+    for i in range(8):
+        others = [(active[:, i] & active[:, j]).sum() / (active[:, i] | active[:, j]).sum() for j in range(8) if j != i]
+        largest.append(max(others))
+    assert m.coactivation(CODES) == pytest.approx(np.mean(largest))
+    assert m.coactivation(torch.eye(4)) == 0.0
+    assert m.coactivation(torch.ones(4, 3)) == 1.0
+
+
+def test_the_density_histogram_counts_every_living_concept_once() -> None:
+    density = m.code_density(CODES)
+    assert density.counts.sum() == 8
+    assert density.n_dead == 1
+    np.testing.assert_allclose(density.shares, (CODES != 0).double().mean(dim=0).numpy())
+    for low, high, count in zip(density.edges[:-1], density.edges[1:], density.counts, strict=True):
+        logs = np.log10(density.shares[density.shares > 0])
+        inside = (logs >= low) & ((logs < high) | (high == 0.0))
+        assert count == inside.sum()
+    frame = density.to_frame()
+    assert frame["log10_density"][4] == -np.inf
+    assert density.max == m.density_max(CODES)
+    assert density.mean == pytest.approx(m.sparsity_ratio(CODES))
 
 
 def test_the_order_and_size_of_the_chunks_change_nothing() -> None:
-    whole = stats(ROWS, HAT)
-    parts = m.CodeStatistics(300)
+    rows, codes = ReconstructionStatistics(300), CodeStatistics(300)
     for part in torch.randperm(300, generator=torch.Generator().manual_seed(3)).split(37):
-        parts.add(ROWS[part], HAT[part], CODES[part])
-    for metric in (m.mse, m.r2, m.fid, m.l0, m.dead, m.wasserstein):
-        assert metric(parts) == pytest.approx(metric(whole), rel=1e-9, abs=1e-9)
+        rows.add(ROWS[part], HAT[part])
+        codes.add(CODES[part])
+    for metric in RECONSTRUCTION:
+        assert metric.compute(rows) == pytest.approx(metric(ROWS, HAT), rel=1e-9, abs=1e-9)
+    for metric in COMPLEXITY:
+        assert metric.compute(codes) == pytest.approx(metric(CODES), rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", [*RECONSTRUCTION, *COMPLEXITY], ids=lambda metric: metric.name)
+def test_values_are_in_their_range_for_strange_rows(metric: m.ConceptMetric) -> None:
+    strange = {
+        "one row": ROWS[:1], "equal rows": ROWS[:1].repeat(4, 1), "zeros": torch.zeros(3, 6), "tiny": ROWS * 1e-30,
+    }  # fmt: skip
+    low, high = metric.bounds
+    for name, rows in strange.items():
+        value = metric(rows, rows) if metric in RECONSTRUCTION else metric(rows)
+        if metric is m.hoyer and name == "zeros":
+            assert np.isnan(value)
+        else:
+            assert low <= value <= high, name
+
+
+def test_bad_numbers_are_named() -> None:
+    bad = ROWS.clone()
+    bad[17, 2] = float("nan")
+    with pytest.raises(InputError, match="row 17 of the reconstructions is NaN or infinite"):
+        m.mse(ROWS, bad)
+    with pytest.raises(InputError, match="row 17 of the codes is NaN or infinite"):
+        m.l0(bad)
+    with pytest.raises(InputError, match=r"must have one shape \(rows, width\)"):
+        m.mse(ROWS, HAT[:10])
+    with pytest.raises(InputError, match="at least one row"):
+        m.l0(CODES[:0])
+    with pytest.raises(InputError, match=r"eps must be a number from 0 to below 1, not 1\.0"):
+        m.l0(CODES, eps=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -120,26 +248,46 @@ def sae() -> TopKSAEConcepts:
 
 def test_evaluate_is_the_metrics_of_encode_and_decode(sae: TopKSAEConcepts) -> None:
     codes = sae.encode(ROWS)
-    statistics = statistics_of(ROWS, sae.decode(codes), codes)
     scores = evaluate(sae, ROWS)
-    assert set(scores) == {
-        "reconstruction/mse",
-        "reconstruction/r2",
-        "reconstruction/fid",
-        "reconstruction/wasserstein",
-        "complexity/l0",
-        "complexity/sparsity",
-        "complexity/sparsity_ratio",
-        "complexity/dead",
-    }
+    assert set(scores) == {metric.name for metric in [*RECONSTRUCTION, *COMPLEXITY, m.rows, m.redundancy, m.max_cosine]}
     for name, value in scores.items():
         metric = METRICS.get(name)
+        given = {"reconstructions": (ROWS, sae.decode(codes)), "codes": (codes,), "dictionary": (sae,)}[metric.needs]
         assert metric.name == name
-        assert value == pytest.approx(metric.compute(statistics), rel=1e-6, abs=1e-9)
+        assert value == pytest.approx(metric(*given), rel=1e-6, abs=1e-9)
         assert metric.bounds[0] <= value <= metric.bounds[1]
         assert metric.description
+    assert evaluate(sae, ROWS, ["complexity/l0"]) == {"complexity/l0": scores["complexity/l0"]}
     with pytest.raises(InputError, match="at least one row"):
         evaluate(sae, ROWS[:0])
+    with pytest.raises(UnknownNameError, match="unknown metric of rows 'complexity/l00'; known: 'compl"):
+        evaluate(sae, ROWS, ["complexity/l00"])
+    with pytest.raises(InputError, match=r"give a list of metrics, as in \['reconstruction/r2'\]"):
+        evaluate(sae, ROWS, "reconstruction/r2")
+
+
+def test_redundancy_finds_near_copies(sae: TopKSAEConcepts) -> None:
+    directions = torch.eye(6)[:4]
+    assert m.redundancy(altered(sae, directions)) == 0.0
+    assert m.max_cosine(altered(sae, directions)) == 0.0
+    copied = torch.cat([directions, directions[:1] + 0.1 * directions[1:2], torch.zeros(2, 6)])
+    assert m.redundancy(altered(sae, copied)) == pytest.approx(2 / 5)
+    assert m.redundancy(altered(sae, torch.cat([directions, -directions[:1]]))) == 0.0
+    pca = PCAConcepts(n_concepts=3).fit(ROWS, progress=False)
+    pca.weights["decoder"] = torch.cat([directions, -directions[:1]])
+    assert m.redundancy(pca) == pytest.approx(2 / 5)
+
+
+def test_shared_concepts_agree_in_decoder_and_encoder(sae: TopKSAEConcepts) -> None:
+    assert m.shared_fraction([sae, sae]) == 1.0
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    permuted = altered(sae, sae.dictionary[order])
+    permuted.weights["encoder"] = sae.weights["encoder"][order]
+    assert m.shared_fraction([sae, permuted]) == 1.0
+    # The same decoder with the encoders of other concepts shares nothing but what happens to look alike.
+    scrambled = copy.deepcopy(sae)
+    scrambled.weights["encoder"] = sae.weights["encoder"].roll(1, dims=0)
+    assert m.shared_fraction([sae, scrambled]) < 0.3
 
 
 def altered(dictionary: TopKSAEConcepts, decoder: torch.Tensor) -> TopKSAEConcepts:
@@ -199,5 +347,3 @@ def test_what_cannot_be_compared_is_refused(sae: TopKSAEConcepts) -> None:
         stability([sae, altered(sae, torch.ones(20, 4))])
     with pytest.raises(InputError, match="all of whose rows are zero"):
         stability([sae, altered(sae, torch.zeros(20, 6))])
-    with pytest.raises(InputError, match="do not belong together"):
-        statistics_of(ROWS, HAT[:10], CODES)
