@@ -1,4 +1,7 @@
-"""Sparse codes of rows by a given dictionary: the lasso, solved for many rows at once."""
+"""Sparse coding: the lasso of many rows at once, and the step that improves a dictionary for given codes.
+
+scikit-learn has both, but its lasso draws from numpy's global generator and solves row by row.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,18 @@ import torch
 # Every so many steps, rows that are solved leave.
 _STEPS = 10
 _MOST_STEPS = 100_000
+# A mean squared code below this is not used: the constant of SPAMS and scikit-learn.
+_UNUSED = 1e-6
 
 
 def lasso_codes(
-    rows: torch.Tensor, dictionary: torch.Tensor, alpha: float, *, positive: bool, tol: float = 1e-9
+    rows: torch.Tensor,
+    dictionary: torch.Tensor,
+    alpha: float,
+    *,
+    positive: bool = False,
+    tol: float = 1e-9,
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the codes that minimise ½ ‖row − code · dictionary‖² + alpha ‖code‖₁, each row's by itself.
 
@@ -21,6 +32,7 @@ def lasso_codes(
         positive: whether codes are at least 0.
         tol: a row is solved when a gradient step moves no code by more than this, relative to its largest product with
             a direction.
+        start: codes to begin at, shape (rows, n_concepts); zeros by default.
 
     Returns:
         Codes, shape (rows, n_concepts), float64.
@@ -34,7 +46,7 @@ def lasso_codes(
     # A row none of whose products exceeds alpha has the codes 0.
     largest = products.amax(dim=1) if positive else products.abs().amax(dim=1)
     left = (largest > alpha).nonzero().flatten()
-    state = _Descent(products[left], gram, step, alpha, positive)
+    state = _Descent((codes if start is None else start)[left], products[left], gram, step, alpha, positive)
     for _ in range(_MOST_STEPS // _STEPS):
         if len(left) == 0:
             break
@@ -46,13 +58,41 @@ def lasso_codes(
     return codes
 
 
+def improve_directions(directions: torch.Tensor, squares: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+    """Lessen ‖rows − codes · directions‖² over one direction after the other, none longer than 1; in place.
+
+    Arguments:
+        directions: shape (n_concepts, width).
+        squares: the mean over rows of codeᵀ code, shape (n_concepts, n_concepts).
+        products: the mean over rows of codeᵀ row, shape (n_concepts, width).
+
+    Returns:
+        Which directions no code uses; they are left as they are. Shape (n_concepts,).
+
+    Source: Mairal, Bach, Ponce and Sapiro 2009, algorithm 2.
+    """
+    unused = squares.diagonal() <= _UNUSED
+    for k in (~unused).nonzero().flatten().tolist():
+        directions[k] += (products[k] - squares[k] @ directions) / squares[k, k]
+        directions[k] /= directions[k].norm().clamp(min=1.0)
+    return unused
+
+
 class _Descent:
     """Accelerated proximal gradient steps on all rows that are left."""
 
-    def __init__(self, products: torch.Tensor, gram: torch.Tensor, step: float, alpha: float, positive: bool) -> None:
+    def __init__(
+        self,
+        start: torch.Tensor,
+        products: torch.Tensor,
+        gram: torch.Tensor,
+        step: float,
+        alpha: float,
+        positive: bool,
+    ) -> None:
         self._products, self._gram, self._step, self._positive = products, gram, step, positive
         self._threshold = step * alpha
-        self.codes = torch.zeros_like(products)
+        self.codes = start
         self._ahead = self.codes
         self._momentum = torch.ones(len(products), 1, dtype=products.dtype)
 
