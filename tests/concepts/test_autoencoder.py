@@ -137,7 +137,7 @@ def test_training_stops_when_the_held_out_rows_get_no_better_and_keeps_the_best(
     kept = learner.finish()["encoder"]
     assert torch.equal(kept, weights[best])
     assert not torch.equal(kept, weights[-1])
-    assert len([line for line in build("topk_sae", **parameters).fit(noise).history_]) >= 60
+    assert len(build("topk_sae", **parameters).fit(noise).history_) >= 60
 
 
 def test_fitting_stops_early_too(rows: torch.Tensor) -> None:
