@@ -1,0 +1,104 @@
+"""The model from a layer on: what it puts out for other activations there, without running the layers before."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from interpreto_mlops.models.requests import Readout
+from interpreto_mlops.models.splitting import Splitter, block_paths
+
+_TOLERANCE = 1e-4
+
+
+class Suffix:
+    """Runs a model with the activations of one split point put in.
+
+    Where the split point is a block's output, the blocks up to it are passed over, if the model then puts out the same
+    as when it is run whole: that is tried with the first batch. Everywhere else the whole model is run, with the layer's
+    output exchanged.
+
+    Arguments:
+        split: the split model.
+        path: the split point.
+    """
+
+    def __init__(self, split: Splitter, path: str) -> None:
+        self.split, self.path, self.model = split, path, split.model
+        blocks = block_paths(split.model)
+        last = blocks.index(path) if path in blocks else -1
+        self._passed = [split.model.model.get_submodule(name) for name in blocks[: last + 1]]
+        self._tried = not self._passed
+
+    @property
+    def skips(self) -> bool:
+        """Whether blocks are passed over; only known after a first run."""
+        return self._tried and bool(self._passed)
+
+    def read(
+        self,
+        inputs: dict[str, torch.Tensor],
+        readouts: Sequence[Readout],
+        replace: Callable[[torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """Return what the readouts read, shape (rows, width), with the layer's output exchanged.
+
+        Gradients are recorded where the caller's mode says so, from what `replace` returns on.
+
+        Arguments:
+            inputs: the model's, as the readouts make them.
+            readouts: of one type, one a row.
+            replace: from the layer's output, of which only shape and dtype mean something, to what is put in.
+        """
+        if not self._tried:
+            self._try(inputs, readouts, replace)
+        with ExitStack() as stack:
+            if self._passed:
+                stack.enter_context(_passing(self._passed))
+            stack.enter_context(self.split.replaced(self.path, replace))
+            return type(readouts[0]).read(self.model, self.model.with_positions(inputs), readouts)
+
+    def _try(self, inputs: Any, readouts: Sequence[Readout], replace: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        passed, self._passed, self._tried = self._passed, [], True
+        with torch.no_grad():
+            whole = self.read(inputs, readouts, replace)
+            self._passed = passed
+            try:
+                short = self.read(inputs, readouts, replace)
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+                # Blocks that hand each other more than hidden states cannot be passed over.
+                self._passed = []
+                return
+        if whole.shape != short.shape or not torch.allclose(whole, short, rtol=_TOLERANCE, atol=_TOLERANCE):
+            self._passed = []
+
+
+@contextmanager
+def _passing(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let blocks return what they are given, in this thread only, while the context is open."""
+    owner = threading.get_ident()
+    own = [(block, block.__dict__.get("forward"), block.forward) for block in blocks]
+
+    def pass_on(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def passed(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return forward(*args, **kwargs)
+            return args[0] if args else kwargs["hidden_states"]
+
+        return passed
+
+    try:
+        for block, _, forward in own:
+            block.forward = pass_on(forward)
+        yield
+    finally:
+        for block, before, _ in own:
+            if before is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = before
