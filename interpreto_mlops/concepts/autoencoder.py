@@ -42,7 +42,8 @@ class SparseAutoencoder(LinearDecoder):
         n_epochs: passes over the rows; None takes enough for about 300,000 rows, from 3 to 60 passes.
         batch_size: rows whose gradient is computed at once.
         accumulate: batches of one step: their gradients are averaged, so that memory is that of one batch.
-        learning_rate: Adam's, at its highest, as a multiple of 1 / √width, the size of an entry of a row of norm 1.
+        learning_rate: Adam's, at its highest, for steps of 256 rows, as a multiple of 1 / √width, the size of an entry
+            of a row of norm 1; for other steps it goes with the root of their rows.
         warmup: share of the training over which the learning rate rises from 0.
         decay: share of the training, at its end, over which it falls to 0.
         dead_after: a concept is dead when it has not fired for this many rows; a loss then revives it.

@@ -5,6 +5,7 @@ A family brings an `Architecture`; `SparseAutoencoder` in `autoencoder.py` says 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -281,7 +282,7 @@ class PenalisedEncoder(LinearEncoder):
         """Return the penalty at the weight that it has by now."""
         assert isinstance(codes, DenseCodes)
         weight = self.coefficient * min(1.0, done / self.ramp if self.ramp else 1.0)
-        return weight * self.penalty(codes)
+        return self.penalty(codes).mul(weight)
 
     def revival(
         self, rows: torch.Tensor, codes: Codes, error: torch.Tensor, dead: torch.Tensor, residual: float
@@ -289,4 +290,4 @@ class PenalisedEncoder(LinearEncoder):
         """Return by how much the outputs of dead concepts miss their thresholds."""
         assert isinstance(codes, DenseCodes)
         missing = (self.threshold()[dead] - codes.before[:, dead]).relu()
-        return missing.sum() / self.width**0.5
+        return missing.sum().div(math.sqrt(self.width))

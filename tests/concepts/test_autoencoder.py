@@ -76,7 +76,10 @@ def test_accumulated_batches_are_the_large_batch(name: str, rows: torch.Tensor) 
 
 @every_autoencoder
 def test_training_in_low_precision_is_about_as_good(name: str, rows: torch.Tensor) -> None:
-    r2 = [build(name, precision=each, n_epochs=15).fit(rows).history_[-1]["train/r2"] for each in ("float32", "bfloat16")]
+    r2 = [
+        build(name, precision=each, n_epochs=15).fit(rows, progress=False).history_[-1]["train/r2"]
+        for each in ("float32", "bfloat16")
+    ]
     assert r2[0] > 0.5
     assert abs(r2[0] - r2[1]) < 0.05
 
@@ -135,7 +138,7 @@ def test_training_stops_when_the_held_out_rows_get_no_better_and_keeps_the_best(
     kept = learner.finish()["encoder"]
     assert torch.equal(kept, weights[best])
     assert not torch.equal(kept, weights[-1])
-    assert len([line for line in build("topk_sae", **parameters).fit(noise).history_]) >= 60
+    assert len(build("topk_sae", **parameters).fit(noise, progress=False).history_) >= 60
 
 
 def test_fitting_stops_early_too(rows: torch.Tensor) -> None:
@@ -170,11 +173,14 @@ def test_a_line_is_the_mean_since_the_last_one(rows: torch.Tensor) -> None:
         assert line["train/dead"] == 0.0
 
 
-def test_the_learning_rate_rises_and_falls(rows: torch.Tensor) -> None:
-    learner = begun("topk_sae", rows, warmup=0.1, decay=0.4, learning_rate=1.0, validation_share=0.0, n_epochs=10)
-    n_rows = 10 * len(rows)
-    rates = [learner._learning_rate(share * n_rows) * math.sqrt(WIDTH) for share in (0.0, 0.05, 0.1, 0.6, 0.8, 1.0)]
+def test_the_learning_rate_rises_and_falls_and_goes_with_the_root_of_the_batch(rows: torch.Tensor) -> None:
+    parameters = {"warmup": 0.1, "decay": 0.4, "learning_rate": 1.0, "validation_share": 0.0, "n_epochs": 10}
+    learner = begun("topk_sae", rows, batch_size=256, **parameters)
+    shown = [share * 10 * len(rows) for share in (0.0, 0.05, 0.1, 0.6, 0.8, 1.0)]
+    rates = [learner._learning_rate(n) * math.sqrt(WIDTH) for n in shown]
     assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.5, 0.0])
+    larger = begun("topk_sae", rows, batch_size=256, accumulate=4, **parameters)
+    assert larger._learning_rate(shown[2]) == pytest.approx(2 * learner._learning_rate(shown[2]))
 
 
 def test_the_gradient_is_shortened(rows: torch.Tensor) -> None:

@@ -121,7 +121,9 @@ def test_the_auxiliary_loss_is_that_of_the_paper() -> None:
     for row in range(5):
         for concept in sorted([1, 4, 6], key=lambda j: -float(before.detach()[row, j]))[:2]:
             left[row] -= max(0.0, float(before.detach()[row, concept])) * decoder[concept].detach()
-    assert float(found.detach()) / 5 == pytest.approx(float(left.detach().square().sum() / error.square().sum()), rel=1e-5)
+    assert float(found.detach()) / 5 == pytest.approx(
+        float(left.detach().square().sum() / error.square().sum()), rel=1e-5
+    )
     found.backward()
     for name in ("decoder", "encoder", "encoder_bias"):
         gradient = tensors[name].grad

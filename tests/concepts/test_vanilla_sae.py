@@ -72,7 +72,7 @@ def test_dead_concepts_come_back() -> None:
     def dead(aux_coefficient: float) -> float:
         learner = begun(rows, aux_coefficient=aux_coefficient, n_epochs=20, dead_after=1000)
         with torch.no_grad():
-            learner.architecture.learned["encoder_bias"][5:] = -20.0
+            learner.architecture.learned["encoder_bias"][5:] = -10.0
         for number in range(20):
             for block in as_rows(rows).batches(500, shuffle=True, seed=number):
                 learner.observe(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class _Vanilla(PenalisedEncoder):
         return DenseCodes(before.relu(), before)
 
     def penalty(self, codes: DenseCodes) -> torch.Tensor:
-        return codes.values.sum() / self.width**0.5
+        return codes.values.sum().div(math.sqrt(self.width))
 
     def threshold(self) -> torch.Tensor:
         return torch.zeros(self.n_concepts)
