@@ -31,6 +31,13 @@ class Codes(Protocol):
         ...
 
 
+def multiply(left: torch.Tensor, right: torch.Tensor, *, low_precision: bool) -> torch.Tensor:
+    """Return left · right in float32, multiplied as they are or as bfloat16 numbers; differentiable."""
+    if low_precision:
+        return (left.bfloat16() @ right.bfloat16()).float()
+    return left @ right
+
+
 @dataclass(frozen=True)
 class DenseCodes:
     """Codes as a matrix.
@@ -38,14 +45,16 @@ class DenseCodes:
     Arguments:
         values: shape (rows, n_concepts).
         before: the encoder's outputs that they were made from, of the same shape.
+        low_precision: whether they are decoded as bfloat16 numbers.
     """
 
     values: torch.Tensor
     before: torch.Tensor
+    low_precision: bool = False
 
     def decode(self, decoder: torch.Tensor) -> torch.Tensor:
         """Return codes · decoder."""
-        return self.values @ decoder
+        return multiply(self.values, decoder, low_precision=self.low_precision)
 
     def fired(self) -> torch.Tensor:
         """Count the rows of each concept."""
@@ -170,16 +179,13 @@ class LinearEncoder(Architecture):
         self.learn("encoder", gain * self.learned["decoder"].detach())
         self.learn("encoder_bias", torch.zeros(n_concepts))
 
-    def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Return left · right in float32, in the precision of the dense products."""
-        if self.low_precision:
-            return (left.bfloat16() @ right.bfloat16()).float()
-        return left @ right
-
     def before(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the encoder's outputs, shape (rows, n_concepts), differentiable."""
         centred = rows - self.learned["bias"]
-        return self.multiply(centred, self.learned["encoder"].T) + self.learned["encoder_bias"]
+        return (
+            multiply(centred, self.learned["encoder"].T, low_precision=self.low_precision)
+            + self.learned["encoder_bias"]
+        )
 
     def weights(self) -> State:
         """Return `encoder` and `encoder_bias`."""
@@ -229,12 +235,13 @@ class SelectingEncoder(LinearEncoder):
     ) -> torch.Tensor | None:
         """Return how badly the k_aux largest dead concepts alone explain what is left, relative to what was left."""
         centred = rows - self.learned["bias"].detach()
-        outputs = self.multiply(centred, self.learned["encoder"][dead].T) + self.learned["encoder_bias"][dead]
-        values = outputs.relu()
+        low = self.low_precision
+        outputs = multiply(centred, self.learned["encoder"][dead].T, low_precision=low)
+        values = (outputs + self.learned["encoder_bias"][dead]).relu()
         if len(dead) > self.k_aux:
             best = values.topk(self.k_aux, dim=1)
             values = torch.zeros_like(values).scatter(1, best.indices, best.values)
-        return (error - self.multiply(values, self.decoder()[dead])).square().sum() / (
+        return (error - multiply(values, self.decoder()[dead], low_precision=low)).square().sum() / (
             self.width * max(residual, 1e-12)
         )
 

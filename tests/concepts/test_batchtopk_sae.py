@@ -63,6 +63,7 @@ def test_a_batch_keeps_its_largest_outputs_and_remembers_the_least_of_them() -> 
     for seed in range(3):
         before = torch.randn(6, 10, generator=torch.Generator().manual_seed(seed))
         places = made.select(before)
+        made.settle()
         expected = before.flatten().topk(12)
         assert places.flat.tolist() == sorted(expected.indices.tolist())
         assert torch.equal(before[places.flat // 10, places.concepts], before.flatten()[places.flat])
@@ -75,6 +76,7 @@ def test_fewer_positive_outputs_than_places_need_no_threshold() -> None:
     made = BatchTopKSAEConcepts(n_concepts=10, k=5).architecture(WIDTH)
     assert isinstance(made, _BatchTopK)
     made.select(-torch.rand(6, 10, generator=torch.Generator().manual_seed(0)))
+    made.settle()
     assert float(made.kept["threshold"]) == 0.0
 
 

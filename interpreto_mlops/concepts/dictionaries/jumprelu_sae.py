@@ -90,7 +90,7 @@ class _JumpReLU(PenalisedEncoder):
     def codes(self, rows: torch.Tensor) -> DenseCodes:
         before = self.before(rows)
         values: torch.Tensor = _Jump.apply(before, self.threshold(), self.bandwidth)  # type: ignore[no-untyped-call]
-        return DenseCodes(values, before)
+        return DenseCodes(values, before, self.low_precision)
 
     def penalty(self, codes: DenseCodes) -> torch.Tensor:
         counted: torch.Tensor = _Count.apply(  # type: ignore[no-untyped-call]

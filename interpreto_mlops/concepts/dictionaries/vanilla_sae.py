@@ -53,7 +53,7 @@ class VanillaSAEConcepts(PenalisedAutoencoder):
 class _Vanilla(PenalisedEncoder):
     def codes(self, rows: torch.Tensor) -> DenseCodes:
         before = self.before(rows)
-        return DenseCodes(before.relu(), before)
+        return DenseCodes(before.relu(), before, self.low_precision)
 
     def penalty(self, codes: DenseCodes) -> torch.Tensor:
         return codes.values.sum().div(math.sqrt(self.width))
