@@ -210,7 +210,7 @@ class AutoencoderLearner(Learner):
         return codes.decode(self.architecture.decoder()) + self.architecture.learned["bias"]
 
     def _dead(self) -> torch.Tensor:
-        return self._silence > self._parameters.dead_after
+        return self._silence > self._parameters.dead_window
 
     @torch.no_grad()
     def _clipped(self) -> bool:

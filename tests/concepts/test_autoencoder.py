@@ -287,3 +287,9 @@ def _overcompletes(train: torch.Tensor, held_out: torch.Tensor, rate: float) -> 
     spread = (held_out - held_out.mean(dim=0)).square().sum()
     r2 = 1 - float((held_out - decoded).square().sum() / spread)
     return r2, float((codes > 0).any(dim=0).logical_not().double().mean())
+
+
+def test_the_window_of_dead_concepts_grows_with_the_dictionary() -> None:
+    windows = [TopKSAEConcepts(n_concepts=n, k=2).dead_window for n in (8, 1000, 16_000)]
+    assert windows == [4000, 4000, 64_000]
+    assert TopKSAEConcepts(n_concepts=8, k=2, dead_after=7).dead_window == 7
