@@ -50,7 +50,7 @@ class DenseCodes:
 
     values: torch.Tensor
     before: torch.Tensor
-    low_precision: bool = False
+    low_precision: bool
 
     def decode(self, decoder: torch.Tensor) -> torch.Tensor:
         """Return codes · decoder."""
@@ -58,7 +58,9 @@ class DenseCodes:
 
     def fired(self) -> torch.Tensor:
         """Count the rows of each concept."""
-        return (self.values.detach() > 0).sum(dim=0)
+        values = self.values.detach()
+        # As numbers and not as truth values, which are slower to sum.
+        return torch.gt(values, 0, out=torch.empty_like(values)).sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,12 @@ class LinearEncoder(Architecture):
         self.learn("encoder_bias", torch.zeros(n_concepts))
 
     def before(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the encoder's outputs, shape (rows, n_concepts), differentiable."""
-        centred = rows - self.learned["bias"]
-        return (
-            multiply(centred, self.learned["encoder"].T, low_precision=self.low_precision)
-            + self.learned["encoder_bias"]
-        )
+        """Return the encoder's outputs, shape (rows, n_concepts), differentiable in `learned`."""
+        encoder, shift = self.learned["encoder"], self.learned["bias"]
+        outputs = multiply(rows - shift.detach(), encoder.T, low_precision=self.low_precision)
+        # Zeros that carry the gradient of the shift: without them it would take a product as large as the others.
+        carrier = encoder.detach() @ (shift.detach() - shift)
+        return outputs + (self.learned["encoder_bias"] + carrier)
 
     def weights(self) -> State:
         """Return `encoder` and `encoder_bias`."""
