@@ -42,17 +42,19 @@ class SparseAutoencoder(LinearDecoder):
         n_epochs: passes over the rows; None takes enough for about 300,000 rows, from 3 to 60 passes.
         batch_size: rows whose gradient is computed at once.
         accumulate: batches of one step: their gradients are averaged, so that memory is that of one batch.
-        learning_rate: Adam's, at its highest, as a multiple of 1 / √width, the size of an entry of a row of norm 1.
+        learning_rate: Adam's, at its highest, for steps of 256 rows, as a multiple of 1 / √width, the size of an entry
+            of a row of norm 1; for other steps it goes with the root of their rows.
         warmup: share of the training over which the learning rate rises from 0.
         decay: share of the training, at its end, over which it falls to 0.
-        dead_after: a concept is dead when it has not fired for this many rows; a loss then revives it.
+        dead_after: a concept is dead when it has not fired for this many rows; a loss then revives it. None takes 4
+            rows for each concept, at least 4,000: in larger dictionaries concepts are rarer.
         aux_coefficient: weight of that loss.
         clip_norm: the gradient is shortened to this norm; a gradient that is not finite is left out.
         validation_share: share of the rows, at most 2,048 of them, that is never trained on and gives `train/r2`.
         patience: passes without a better loss of those rows after which training stops, and the best weights of a
             pass's end are kept; None trains to the end and keeps the last ones.
         log_every: steps between two lines of the training curve; the end of a pass has one too.
-        precision: "float32", or "bfloat16" for the dense products alone, which takes a third of the time on processors
+        precision: "float32", or "bfloat16" for the dense products alone, which halves the time at best, on processors
             that have such units; weights, sums and updates stay float32.
     """
 
@@ -62,7 +64,7 @@ class SparseAutoencoder(LinearDecoder):
     learning_rate: float = 0.06
     warmup: float = 0.05
     decay: float = 0.5
-    dead_after: int = 4_000
+    dead_after: int | None = None
     aux_coefficient: float = 1 / 32
     clip_norm: float = 1.0
     validation_share: float = 0.05
@@ -72,10 +74,10 @@ class SparseAutoencoder(LinearDecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_epochs", "patience"):
+        for name in ("n_epochs", "patience", "dead_after"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), 1)
-        for name in ("batch_size", "accumulate", "dead_after", "log_every"):
+        for name in ("batch_size", "accumulate", "log_every"):
             check_integer(name, getattr(self, name), 1)
         for name in ("learning_rate", "aux_coefficient", "clip_norm"):
             check_number(name, getattr(self, name), 0.0)
@@ -98,6 +100,11 @@ class SparseAutoencoder(LinearDecoder):
         """
         check_enough_rows(facts, self.n_concepts)
         return AutoencoderLearner(self, self.architecture(facts.width), facts)
+
+    @property
+    def dead_window(self) -> int:
+        """The rows without firing after which a concept is dead."""
+        return self.dead_after or max(4_000, 4 * self.n_concepts)
 
     @property
     def low_precision(self) -> bool:
@@ -135,11 +142,13 @@ class PenalisedAutoencoder(SparseAutoencoder, LinearDictionary):
             concepts a row.
         sparsity_warmup: share of the training over which that weight rises from 0.
         aux_coefficient: weight of the loss that lifts dead concepts; small, since nothing else moves those.
+        clip_norm: the gradient is shortened to this norm; tighter than in the others, for codes are dense at first.
     """
 
     sparsity_coefficient: float
     sparsity_warmup: float = 0.05
     aux_coefficient: float = 1e-4
+    clip_norm: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,6 +5,7 @@ A family brings an `Architecture`; `SparseAutoencoder` in `autoencoder.py` says 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,13 @@ class Codes(Protocol):
         ...
 
 
+def multiply(left: torch.Tensor, right: torch.Tensor, *, low_precision: bool) -> torch.Tensor:
+    """Return left · right in float32, multiplied as they are or as bfloat16 numbers; differentiable."""
+    if low_precision:
+        return (left.bfloat16() @ right.bfloat16()).float()
+    return left @ right
+
+
 @dataclass(frozen=True)
 class DenseCodes:
     """Codes as a matrix.
@@ -37,18 +45,22 @@ class DenseCodes:
     Arguments:
         values: shape (rows, n_concepts).
         before: the encoder's outputs that they were made from, of the same shape.
+        low_precision: whether they are decoded as bfloat16 numbers.
     """
 
     values: torch.Tensor
     before: torch.Tensor
+    low_precision: bool
 
     def decode(self, decoder: torch.Tensor) -> torch.Tensor:
         """Return codes · decoder."""
-        return self.values @ decoder
+        return multiply(self.values, decoder, low_precision=self.low_precision)
 
     def fired(self) -> torch.Tensor:
         """Count the rows of each concept."""
-        return (self.values.detach() > 0).sum(dim=0)
+        values = self.values.detach()
+        # As numbers and not as truth values, which are slower to sum.
+        return torch.gt(values, 0, out=torch.empty_like(values)).sum(dim=0)
 
 
 @dataclass(frozen=True)
@@ -169,16 +181,13 @@ class LinearEncoder(Architecture):
         self.learn("encoder", gain * self.learned["decoder"].detach())
         self.learn("encoder_bias", torch.zeros(n_concepts))
 
-    def multiply(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        """Return left · right in float32, in the precision of the dense products."""
-        if self.low_precision:
-            return (left.bfloat16() @ right.bfloat16()).float()
-        return left @ right
-
     def before(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the encoder's outputs, shape (rows, n_concepts), differentiable."""
-        centred = rows - self.learned["bias"]
-        return self.multiply(centred, self.learned["encoder"].T) + self.learned["encoder_bias"]
+        """Return the encoder's outputs, shape (rows, n_concepts), differentiable in `learned`."""
+        encoder, shift = self.learned["encoder"], self.learned["bias"]
+        outputs = multiply(rows - shift.detach(), encoder.T, low_precision=self.low_precision)
+        # Zeros that carry the gradient of the shift: without them it would take a product as large as the others.
+        carrier = encoder.detach() @ (shift.detach() - shift)
+        return outputs + (self.learned["encoder_bias"] + carrier)
 
     def weights(self) -> State:
         """Return `encoder` and `encoder_bias`."""
@@ -228,12 +237,13 @@ class SelectingEncoder(LinearEncoder):
     ) -> torch.Tensor | None:
         """Return how badly the k_aux largest dead concepts alone explain what is left, relative to what was left."""
         centred = rows - self.learned["bias"].detach()
-        outputs = self.multiply(centred, self.learned["encoder"][dead].T) + self.learned["encoder_bias"][dead]
-        values = outputs.relu()
+        low = self.low_precision
+        outputs = multiply(centred, self.learned["encoder"][dead].T, low_precision=low)
+        values = (outputs + self.learned["encoder_bias"][dead]).relu()
         if len(dead) > self.k_aux:
             best = values.topk(self.k_aux, dim=1)
             values = torch.zeros_like(values).scatter(1, best.indices, best.values)
-        return (error - self.multiply(values, self.decoder()[dead])).square().sum() / (
+        return (error - multiply(values, self.decoder()[dead], low_precision=low)).square().sum() / (
             self.width * max(residual, 1e-12)
         )
 
@@ -281,7 +291,7 @@ class PenalisedEncoder(LinearEncoder):
         """Return the penalty at the weight that it has by now."""
         assert isinstance(codes, DenseCodes)
         weight = self.coefficient * min(1.0, done / self.ramp if self.ramp else 1.0)
-        return weight * self.penalty(codes)
+        return self.penalty(codes).mul(weight)
 
     def revival(
         self, rows: torch.Tensor, codes: Codes, error: torch.Tensor, dead: torch.Tensor, residual: float
@@ -289,4 +299,4 @@ class PenalisedEncoder(LinearEncoder):
         """Return by how much the outputs of dead concepts miss their thresholds."""
         assert isinstance(codes, DenseCodes)
         missing = (self.threshold()[dead] - codes.before[:, dead]).relu()
-        return missing.sum() / self.width**0.5
+        return missing.sum().div(math.sqrt(self.width))

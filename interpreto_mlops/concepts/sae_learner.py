@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _MOST_HELD_OUT = 2048
 _TESTED_AT_ONCE = 1024
+_HASHED_AT_ONCE = 128  # rows whose numbers stay in the cache
+# The learning rate is meant for steps of so many rows.
+_USUAL_BATCH = 256
 # Without a number of epochs, training shows about this many rows, in at least so many epochs.
 _ROWS_TO_SHOW = 300_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 60
@@ -44,7 +47,8 @@ class AutoencoderLearner(Learner):
         facts: the data's size, mean and variance.
 
     Source: Gao et al. 2024 (arXiv 2406.04093) for the auxiliary loss and what is dead; Bricken et al. 2023 for the
-    gradient of unit-norm rows without its radial part.
+    gradient of unit-norm rows without its radial part; Malladi et al. 2022 (arXiv 2205.10287) for Adam's learning rate
+    going with the root of the batch.
     """
 
     def __init__(self, parameters: SparseAutoencoder, architecture: Architecture, facts: DataFacts) -> None:
@@ -214,7 +218,7 @@ class AutoencoderLearner(Learner):
         return codes.decode(self.architecture.decoder()) + self.architecture.learned["bias"]
 
     def _dead(self) -> torch.Tensor:
-        return self._silence > self._parameters.dead_after
+        return self._silence > self._parameters.dead_window
 
     @torch.no_grad()
     def _clipped(self) -> bool:
@@ -235,7 +239,8 @@ class AutoencoderLearner(Learner):
         done = self._done(n_shown)
         warm = done / self._parameters.warmup if self._parameters.warmup else 1.0
         left = (1.0 - done) / self._parameters.decay if self._parameters.decay else 1.0
-        return self._parameters.learning_rate / math.sqrt(self._facts.width) * min(1.0, warm, left)
+        size = self._parameters.batch_size * self._parameters.accumulate / _USUAL_BATCH
+        return self._parameters.learning_rate * math.sqrt(size / self._facts.width) * min(1.0, warm, left)
 
     @contextmanager
     def _few_threads(self) -> Iterator[None]:
@@ -346,7 +351,10 @@ def _held_out(block: torch.Tensor, share: float) -> torch.Tensor:
     """
     if share <= 0.0:
         return torch.zeros(len(block), dtype=torch.bool)
-    multipliers = torch.from_numpy(np.random.default_rng(0).integers(1, 2**62, block.shape[1]) | 1)
+    if block.shape[1] % 2:
+        block = torch.nn.functional.pad(block, (0, 1))
+    words = block.contiguous().view(torch.int64)
+    multipliers = torch.from_numpy(np.random.default_rng(0).integers(1, 2**62, words.shape[1]) | 1)
     # Integer overflow wraps around, which is what a multiplicative hash wants; its high bits are the good ones.
-    mixed = (block.contiguous().view(torch.int32).long() * multipliers).sum(dim=1)
+    mixed = torch.cat([(part * multipliers).sum(dim=1) for part in words.split(_HASHED_AT_ONCE)])
     return (mixed >> 33).remainder(1_000_000) < share * 1_000_000

@@ -58,14 +58,20 @@ class _BatchTopK(SelectingEncoder):
         super().__init__(n_concepts, width, seed, k_aux=k_aux, low_precision=low_precision)
         self.k = k
         self.kept = {"threshold": torch.zeros(()), "batches": torch.zeros(())}
+        self._least = torch.zeros(())
 
     def select(self, before: torch.Tensor) -> Places:
         flat = before.reshape(1, -1)
         chosen = largest(flat, len(before) * self.k)[0]
-        least = flat[0, chosen].min().float().clamp(min=0.0)
-        self.kept["batches"] += 1
-        self.kept["threshold"].lerp_(least, max(_LEAST_WEIGHT, 1.0 / float(self.kept["batches"])))
+        self._least = flat[0, chosen].min().float().clamp(min=0.0)
         return Places.of_batch(chosen, len(before), self.n_concepts)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        super().settle()
+        # Here and not in `select`: a batch whose gradient was left out has no say.
+        self.kept["batches"] += 1
+        self.kept["threshold"].lerp_(self._least, max(_LEAST_WEIGHT, 1.0 / float(self.kept["batches"])))
 
     def test_codes(self, rows: torch.Tensor) -> SparseCodes:
         return self.chosen(rows, self._above)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,10 +53,10 @@ class VanillaSAEConcepts(PenalisedAutoencoder):
 class _Vanilla(PenalisedEncoder):
     def codes(self, rows: torch.Tensor) -> DenseCodes:
         before = self.before(rows)
-        return DenseCodes(before.relu(), before)
+        return DenseCodes(before.relu(), before, self.low_precision)
 
     def penalty(self, codes: DenseCodes) -> torch.Tensor:
-        return codes.values.sum() / self.width**0.5
+        return codes.values.sum().div(math.sqrt(self.width))
 
     def threshold(self) -> torch.Tensor:
         return torch.zeros(self.n_concepts)
