@@ -71,6 +71,8 @@ class ConceptDictionary(ABC):
 
     name: ClassVar[str]
     signed: ClassVar[bool] = False
+    sized: ClassVar[bool] = True
+    """Whether `n_concepts` is a choice; else it may be None until `fit` finds it in the data."""
 
     n_concepts: int
     seed: int = 0
@@ -81,7 +83,8 @@ class ConceptDictionary(ABC):
         self.provenance: dict[str, Any] = {}
         self.versions: dict[str, str] = {}
         self.descriptions: list[ConceptDescription] | None = None
-        check_integer("n_concepts", self.n_concepts, 1)
+        if self.sized or self.n_concepts is not None:
+            check_integer("n_concepts", self.n_concepts, 1)
         check_integer("seed", self.seed, 0)
 
     @abstractmethod

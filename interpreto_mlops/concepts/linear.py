@@ -40,9 +40,13 @@ class LinearDecoder(ConceptDictionary):
             NotFittedError: the dictionary is not fitted.
             InputError: codes of another number of concepts.
         """
-        if codes.shape[-1] != len(self.dictionary):
-            raise InputError(f"codes of this dictionary have {len(self.dictionary)} columns, not {codes.shape[-1]}")
+        self._check_codes(codes)
         return codes @ self.dictionary * self.scale + self.mean
+
+    def _check_codes(self, codes: torch.Tensor) -> None:
+        self.tensor("mean")  # there is none before it is fitted
+        if codes.shape[-1] != self.n_concepts:
+            raise InputError(f"codes of this dictionary have {self.n_concepts} columns, not {codes.shape[-1]}")
 
     def gradient(self, codes: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
         """Return d g / d codes = (d g / d rows) · decoderᵀ · scale: exact, whatever the codes are."""
