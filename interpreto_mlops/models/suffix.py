@@ -20,8 +20,8 @@ class Suffix:
     """Runs a model with the activations of one split point put in.
 
     Where the split point is a block's output, the blocks up to it are passed over, if the model then puts out the same
-    as when it is run whole: that is tried with the first batch. Everywhere else the whole model is run, with the layer's
-    output exchanged.
+    as when it is run whole: that is tried with the first batch. Everywhere else the whole model is run, with the
+    layer's output exchanged.
 
     Arguments:
         split: the split model.

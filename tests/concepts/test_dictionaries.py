@@ -23,13 +23,15 @@ from interpreto_mlops.errors import InputError, IntegrityError, NotFittedError, 
 WIDTH, N_ROWS, N_CONCEPTS = 12, 600, 8
 # What a family needs beyond the number of concepts to be small and quick here.
 SMALL: dict[str, dict[str, Any]] = {
-    "topk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
     "batchtopk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
-    "vanilla_sae": {"n_epochs": 12, "batch_size": 64},
+    "dictionary_learning": {"n_epochs": 3, "batch_size": 64},
+    "ica": {"max_iter": 2000, "tol": 0.01},  # two components are noise, and FastICA is long in turning them
     "jumprelu_sae": {"n_epochs": 12, "batch_size": 64},
-    "ica": {"tol": 0.3},
     "mp_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
     "ra_topk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
+    "sparse_pca": {"tol": 1e-4},
+    "topk_sae": {"k": 3, "n_epochs": 12, "batch_size": 64},
+    "vanilla_sae": {"n_epochs": 12, "batch_size": 64},
 }
 FAMILIES = DICTIONARIES.names()
 # Their directions are as long as something is far; all others have directions of norm 1.
@@ -356,7 +358,7 @@ def test_a_card_of_another_kind_is_refused(saved: Path) -> None:
     with pytest.raises(IntegrityError, match=r"shape \[8, 12\]"):
         ConceptDictionary.load(saved)
     edit(saved, method="magic")
-    with pytest.raises(UnknownNameError, match=r"unknown concept method 'magic'; known: .*'pca'"):
+    with pytest.raises(UnknownNameError, match="unknown concept method 'magic'; known: '"):
         ConceptDictionary.load(saved)
     edit(saved, format="concept-dictionary/9")
     with pytest.raises(IntegrityError, match="not a card of the format 'concept-dictionary/1'"):

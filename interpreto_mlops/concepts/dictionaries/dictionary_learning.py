@@ -118,7 +118,8 @@ class _Online(Learner):
         usable = (norms > 0.0).nonzero().flatten().numpy()
         generator = np.random.default_rng([self._parameters.seed, self._n_steps])
         chosen = generator.choice(usable, number, replace=len(usable) < number)
-        return rows[chosen] / norms[chosen, None]
+        drawn: torch.Tensor = rows[chosen] / norms[chosen, None]
+        return drawn
 
     def _step(self, rows: torch.Tensor) -> None:
         alpha, positive = self._parameters.alpha, self._parameters.positive

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from interpreto_mlops.concepts.base import DICTIONARIES, check_enough_rows, check_integer
 from interpreto_mlops.concepts.gathering import GatheringLearner
@@ -81,16 +81,22 @@ class KMeansConcepts(LinearDecoder):
         mean, scale = torch.from_numpy(facts.mean), facts.scale
 
         def solve(rows: torch.Tensor) -> State:
-            centred = rows.double().sub_(mean)
-            decoder = torch.from_numpy(self._centres((centred / scale).numpy())) * scale
-            softness = self._softness(centred[:_ROWS_FOR_SOFTNESS], decoder)
+            scaled = rows.double().sub_(mean).div_(scale)
+            some = scaled[:_ROWS_FOR_SOFTNESS] * scale
+            decoder = torch.from_numpy(self._centres(scaled.numpy())) * scale
+            softness = self._softness(some, decoder)
             return {"mean": mean, "scale": torch.tensor(1.0), "decoder": decoder, "softness": torch.tensor(softness)}
 
         return GatheringLearner(facts, solve, most_rows=self.max_rows)
 
     def _centres(self, rows: np.ndarray) -> np.ndarray:
+        """Return the centres, shape (n_concepts, width), of rows that are spent."""
         solver = KMeans(
-            self.n_concepts, n_init=self.n_init, max_iter=self.max_iter, random_state=random_state(self.seed)
+            self.n_concepts,
+            n_init=self.n_init,
+            copy_x=False,
+            max_iter=self.max_iter,
+            random_state=random_state(self.seed),
         )
         # The order in which threads add up their parts changes from one run to the next.
         with threadpool_limits(1, "openmp"), noting_convergence() as warned:

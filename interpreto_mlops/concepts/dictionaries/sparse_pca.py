@@ -14,6 +14,9 @@ from interpreto_mlops.concepts.linear import LinearDictionary, linear_state
 from interpreto_mlops.concepts.moments import Moments, MomentsLearner, check_within_width, leading_directions
 from interpreto_mlops.concepts.training import DataFacts, State
 
+# A regression inside an iteration need not be as exact as a code.
+_TOLERANCE = 1e-7
+
 
 @DICTIONARIES.register("sparse_pca")
 @dataclass(kw_only=True, eq=False)
@@ -43,7 +46,7 @@ class SparsePCAConcepts(LinearDictionary):
     alpha: float = 0.05
     ridge: float = 0.01
     max_iter: int = 1000
-    tol: float = 1e-6
+    tol: float = 1e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +75,8 @@ class SparsePCAConcepts(LinearDictionary):
         components = loadings / norms.where(norms > 0.0, 1.0)
         components *= components.gather(1, components.abs().argmax(dim=1, keepdim=True)).sign()
         gram = components @ components.T + self.ridge * torch.eye(self.n_concepts, dtype=components.dtype)
-        encoder = torch.linalg.lstsq(gram, components).solution
+        # Eigenvectors, not a least-squares solver: the rounding of those depends on where in memory the numbers lie.
+        encoder = torch.linalg.pinv(gram, hermitian=True) @ components
         return linear_state(moments.mean, 1.0, encoder, torch.zeros(self.n_concepts), components)
 
     def _loadings(self, covariance: torch.Tensor) -> torch.Tensor:
@@ -87,7 +91,7 @@ class SparsePCAConcepts(LinearDictionary):
         scores = torch.eye(len(rows), dtype=rows.dtype)[: self.n_concepts] * variances.sqrt() / unit
         last = float("inf")
         for _ in range(self.max_iter):
-            loadings = lasso_codes(rows, scores, self.alpha, start=loadings)
+            loadings = lasso_codes(rows, scores, self.alpha, tol=_TOLERANCE, start=loadings)
             unused = improve_directions(scores, loadings.T @ loadings, loadings.T @ rows)
             error = rows - loadings @ scores
             cost = float(0.5 * error.square().sum() + self.alpha * loadings.abs().sum())

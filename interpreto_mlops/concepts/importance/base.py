@@ -226,7 +226,8 @@ class Frame:
                 if points != [1.0]:
                     self._path_gradients(method, subjects)
                 for each in subjects:
-                    assert each.codes is not None and each.gradients is not None
+                    assert each.codes is not None
+                    assert each.gradients is not None
                     yield self._local(each, values=method.values(each.codes, each.gradients))
 
     def _subject(self, question: Question) -> Subject:
@@ -345,7 +346,9 @@ class Frame:
 
     def _moved(self, each: Subject, kept: torch.Tensor) -> torch.Tensor:
         """Return the layer's output for the text with shares of its codes kept, shape (tokens, width)."""
-        assert each.output is not None and each.codes is not None and each.rows is not None
+        assert each.output is not None
+        assert each.codes is not None
+        assert each.rows is not None
         changed = self.dictionary.decode(each.codes * kept)
         before = self.dictionary.decode(each.codes) if self.keep_error else each.rows
         return each.output.float().cpu() + each.weights @ (changed - before)
@@ -353,7 +356,8 @@ class Frame:
     def _path_gradients(self, method: GradientMethod, subjects: list[Subject]) -> None:
         shares, weights = method.points
         for each in subjects:
-            assert each.full is not None and each.codes is not None
+            assert each.full is not None
+            assert each.codes is not None
             each.gradients = torch.zeros(len(each.full), *each.codes.shape, dtype=torch.float64)
         items = [(each, share, weight) for each in subjects for share, weight in zip(shares, weights, strict=True)]
         lengths = [len(each.question.encoding) for each, _, _ in items]
@@ -463,7 +467,8 @@ class Frame:
     def _local(
         self, each: Subject, *, values: torch.Tensor | None = None, totals: Floats | None = None
     ) -> LocalImportance:
-        assert each.objective is not None and each.codes is not None
+        assert each.objective is not None
+        assert each.codes is not None
         by_row = None if values is None else values.double().numpy()
         if totals is None:
             assert by_row is not None

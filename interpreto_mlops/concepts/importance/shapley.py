@@ -60,9 +60,8 @@ def _prefixes(order: np.ndarray) -> np.ndarray:
 def _exact(masks: np.ndarray, scores: Floats) -> Floats:
     n = masks.shape[1]
     sizes = masks.sum(axis=1)
-    share = np.asarray(
-        [factorial(size) * factorial(n - size - 1) / factorial(n) if size < n else 0.0 for size in sizes]
-    )
+    shares = [factorial(k) * factorial(n - k - 1) / factorial(n) for k in range(n)]
+    share = np.asarray([*shares, 0.0])[sizes]
     values = np.zeros((scores.shape[1], n))
     for i in range(n):
         without = np.flatnonzero(~masks[:, i])
