@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from interpreto_mlops.concepts.gathering import MOST_NUMBERS
 from interpreto_mlops.concepts.learner import History, Learner, State

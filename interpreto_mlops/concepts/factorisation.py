@@ -162,7 +162,8 @@ class FreeAtoms(Atoms):
         gram = (codes @ codes.T).double()
         ridge = _RIDGE * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny
         gram.diagonal().add_(ridge)
-        return torch.linalg.solve(gram, (codes @ rows).double()).float()
+        atoms = torch.linalg.solve(gram, (codes @ rows).double())
+        return atoms.float()
 
 
 class ConvexAtoms(Atoms):

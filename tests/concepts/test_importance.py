@@ -171,7 +171,7 @@ def test_what_does_not_belong_together_is_refused(
     split, dictionary = ready
     with pytest.raises(UnknownNameError, match="unknown split point 7"):
         concept_importance(split, dictionary, texts, layer=7, progress=False)
-    with pytest.raises(IntegrityError, match="fitted on the model 'tiny' .* and this is another one"):
+    with pytest.raises(IntegrityError, match=r"fitted on the model 'tiny' .* and this is another one"):
         concept_importance(ModelWithSplitPoints(tiny_model("bert", seed=1), [1]), dictionary, texts, progress=False)
     with pytest.raises(InputError, match=r"belongs to the layer 'bert\.encoder\.layer\.1'"):
         concept_importance(ModelWithSplitPoints(split.model, [0]), dictionary, texts, progress=False)
