@@ -194,18 +194,44 @@ def attribute(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...
 )
 @click.option("--n-concepts", type=_LIST, default="64", show_default=True, help="Sizes; every one is fitted.")
 @click.option("--seeds", type=int, default=2, show_default=True, help="Fits of each size; two give a stability.")
-@click.option("--granularity", default="token", show_default=True, help="What a row of activations is.")
+@click.option(
+    "--granularity", default="token", show_default=True, help="What a row is: token, word, sentence, sample, cls, …"
+)
+@click.option(
+    "--aggregation", default="mean", show_default=True, help="How a row's tokens become one: mean, max, sum, first, …"
+)
+@click.option("--activation-dtype", default="float32", show_default=True, help="Of the activations on disk.")
+@click.option("--autocast", help="bfloat16 or float16: run the model in half precision.")
+@click.option(
+    "--importance",
+    default="gradient_x_activation",
+    show_default=True,
+    help="How concepts are weighed (`interpreto-mlops methods` lists the ways).",
+)
+@click.option("--target", help="What importance explains: a class, or a continuation [default: what the model says].")
+@click.option("--contrast", help="A class, or a token, against which the target is explained.")
+@click.option(
+    "--generate",
+    "generation",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An argument of a language model's own generation, such as max_new_tokens=20; can be given again.",
+)
+@click.option(
+    "--effect-texts", type=int, default=200, show_default=True, help="Texts on which the layer is replaced; 0 for none."
+)
+@click.option("--workspace", help="A folder for activations and checkpoints: a job that was killed goes on from there.")
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of the texts to score on.")
 @click.option("--select-by", default="reconstruction/r2", show_default=True, help="The metric that chooses the best.")
 @click.option("--register-best/--no-register", default=True, help="Register the best dictionary of each layer.")
 @_OPTION
-def concepts(quiet: bool, settings: tuple[str, ...], **values: Any) -> None:
+def concepts(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...], **values: Any) -> None:
     """Learn concept dictionaries of layers; score, label and register them.
 
     Example: interpreto-mlops concepts --model ./reviews --data reviews.csv --layers 0,1 --n-concepts 64
     """
     values["layers"] = [int(layer) if re.fullmatch(r"-?[0-9]+", layer) else layer for layer in values["layers"]]
-    _execute({"kind": "concepts", **values}, quiet, settings)
+    _execute({"kind": "concepts", **values}, quiet, settings, generation)
 
 
 @main.command()
@@ -246,7 +272,7 @@ def methods() -> None:
     with _said_plainly():
         from interpreto_mlops.attributions import METHODS
         from interpreto_mlops.attributions.metrics import METRICS
-        from interpreto_mlops.concepts import DICTIONARIES
+        from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE
         from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
         from interpreto_mlops.text.datasets import DATASETS
 
@@ -254,6 +280,7 @@ def methods() -> None:
             ("attribution methods", METHODS),
             ("attribution metrics", METRICS),
             ("concept dictionaries", DICTIONARIES),
+            ("concept importance", IMPORTANCE),
             ("concept metrics", CONCEPT_METRICS),
             ("data sets", DATASETS),
         ):

@@ -54,6 +54,13 @@ SECTIONS = (
         "Which directions a layer's activations are made of. `--methods` of `concepts` takes these names.",
     ),
     Section(
+        "concept importance",
+        "Concept importance",
+        "interpreto_mlops.concepts",
+        "IMPORTANCE",
+        "How much each concept matters to what the model says. `--importance` of `concepts` takes these names.",
+    ),
+    Section(
         "concept metric",
         "Concept metrics",
         "interpreto_mlops.concepts.metrics",
@@ -71,9 +78,26 @@ SECTIONS = (
 
 # What Python code calls beside what the registries hold.
 PYTHON = (
-    ("interpreto_mlops", ("load_model", "TextModel", "compare_methods", "log_attributions", "log_dictionary")),
+    (
+        "interpreto_mlops",
+        ("load_model", "TextModel", "compare_methods", "log_attributions", "live_training", "log_dictionary"),
+    ),
     ("interpreto_mlops.attributions", ("Attributor.__call__", "Attribution", "AttributionSet", "Target")),
     ("interpreto_mlops.attributions.metrics", ("evaluate", "MetricResult", "MetricSet")),
+    (
+        "interpreto_mlops.concepts",
+        (
+            "ModelWithSplitPoints",
+            "ModelWithSplitPoints.get_activations",
+            "ActivationSet",
+            "fit_together",
+            "local_importance",
+            "concept_importance",
+            "evaluate",
+            "evaluate_effect",
+            "probe_texts",
+        ),
+    ),
 )
 
 PREFACE = """\

@@ -7,34 +7,78 @@ from typing import TYPE_CHECKING
 
 from interpreto_mlops.concepts.activations import ActivationSet
 from interpreto_mlops.concepts.base import DICTIONARIES, ConceptDictionary
-from interpreto_mlops.concepts.importance import ConceptImportance, concept_importance
+from interpreto_mlops.concepts.belonging import check_belongs
+from interpreto_mlops.concepts.importance import (
+    IMPORTANCE,
+    ConceptImportance,
+    LocalImportance,
+    concept_importance,
+    local_importance,
+)
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Word, top_words
-from interpreto_mlops.concepts.metrics import METRICS, ConceptMetric, evaluate, stability, stability_random
+from interpreto_mlops.concepts.metrics import (
+    METRICS,
+    ActivationDensity,
+    ConceptMetric,
+    evaluate,
+    evaluate_effect,
+    evaluate_rows,
+    probe_texts,
+    sparse_probing,
+    stability,
+    stability_random,
+)
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
 
 if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are found below
+    from interpreto_mlops.concepts.dictionaries.batchtopk_sae import BatchTopKSAEConcepts as BatchTopKSAEConcepts
+    from interpreto_mlops.concepts.dictionaries.cockatiel import CockatielConcepts as CockatielConcepts
+    from interpreto_mlops.concepts.dictionaries.convex_nmf import ConvexNMFConcepts as ConvexNMFConcepts
+    from interpreto_mlops.concepts.dictionaries.dictionary_learning import (
+        DictionaryLearningConcepts as DictionaryLearningConcepts,
+    )
+    from interpreto_mlops.concepts.dictionaries.ica import ICAConcepts as ICAConcepts
+    from interpreto_mlops.concepts.dictionaries.jumprelu_sae import JumpReLUSAEConcepts as JumpReLUSAEConcepts
+    from interpreto_mlops.concepts.dictionaries.kmeans import KMeansConcepts as KMeansConcepts
+    from interpreto_mlops.concepts.dictionaries.mp_sae import MPSAEConcepts as MPSAEConcepts
+    from interpreto_mlops.concepts.dictionaries.neurons import NeuronsAsConcepts as NeuronsAsConcepts
+    from interpreto_mlops.concepts.dictionaries.nmf import NMFConcepts as NMFConcepts
     from interpreto_mlops.concepts.dictionaries.pca import PCAConcepts as PCAConcepts
+    from interpreto_mlops.concepts.dictionaries.ra_topk_sae import RATopKSAEConcepts as RATopKSAEConcepts
+    from interpreto_mlops.concepts.dictionaries.semi_nmf import SemiNMFConcepts as SemiNMFConcepts
+    from interpreto_mlops.concepts.dictionaries.sparse_pca import SparsePCAConcepts as SparsePCAConcepts
+    from interpreto_mlops.concepts.dictionaries.svd import SVDConcepts as SVDConcepts
     from interpreto_mlops.concepts.dictionaries.topk_sae import TopKSAEConcepts as TopKSAEConcepts
+    from interpreto_mlops.concepts.dictionaries.vanilla_sae import VanillaSAEConcepts as VanillaSAEConcepts
 
 discover("interpreto_mlops.concepts.dictionaries")
 globals().update({family.__name__: family for _, family in DICTIONARIES.items()})
 
 __all__ = [
     "DICTIONARIES",
+    "IMPORTANCE",
     "METRICS",
+    "ActivationDensity",
     "ActivationSet",
     "ConceptDescription",
     "ConceptDictionary",
     "ConceptImportance",
     "ConceptMetric",
     "Context",
+    "LocalImportance",
     "ModelWithSplitPoints",
     "Word",
+    "check_belongs",
     "concept_importance",
     "evaluate",
+    "evaluate_effect",
+    "evaluate_rows",
     "fit_together",
+    "local_importance",
+    "probe_texts",
+    "sparse_probing",
     "stability",
     "stability_random",
     "top_words",

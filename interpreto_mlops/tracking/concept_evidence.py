@@ -23,6 +23,7 @@ from interpreto_mlops.visuals import concepts_html, figures
 if TYPE_CHECKING:
     from interpreto_mlops.concepts.importance import ConceptImportance
     from interpreto_mlops.concepts.interpretation import ConceptDescription
+    from interpreto_mlops.concepts.metrics import ActivationDensity
 
 _AXES = ("step", "epoch")
 
@@ -34,6 +35,7 @@ def write_dictionary(
     name: str = "dictionary",
     metrics: Mapping[str, float] | None = None,
     importance: ConceptImportance | None = None,
+    density: ActivationDensity | None = None,
     model: TextModel | None = None,
     dataset: TextDataset | DataReference | None = None,
 ) -> LoggedFolder:
@@ -45,6 +47,7 @@ def write_dictionary(
         name: of the logged model.
         metrics: by the schema's keys, such as `reconstruction/r2`.
         importance: of the concepts for the model's classes.
+        density: how often each concept is active.
         model: the explained model; by default what the dictionary's provenance says of it.
         dataset: what the metrics were computed on; by default the data that it was fitted on.
 
@@ -75,6 +78,9 @@ def write_dictionary(
         if base := _base(dictionary).get("model_id"):
             run.explained(values, str(base), data)
     _write_training(run, dictionary.history_)
+    if density is not None:
+        run.frame(schema.CONCEPTS_DENSITY, density.to_frame())
+        run.figure(schema.CONCEPTS_DENSITY_FIGURE, figures.density_figure(density))
     _write_concepts(run, dictionary, values, importance)
     run.summary(dictionary_summary(dictionary, values))
     return logged
@@ -204,6 +210,7 @@ def _write_concepts(
 ) -> None:
     descriptions = dictionary.descriptions or []
     if importance is not None:
+        run.params({schema.IMPORTANCE_PARAM: importance.method})
         run.frame(schema.CONCEPTS_IMPORTANCE, importance.to_frame())
         run.figure(schema.CONCEPTS_IMPORTANCE_FIGURE, figures.importance_figure(importance, descriptions))
     if descriptions:

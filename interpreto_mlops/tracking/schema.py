@@ -40,6 +40,7 @@ TAG_EXPERIMENT_KIND = "mlflow.experimentKind"
 
 PARAMS = ("model", "task", "method", "layer", "granularity", "inference_mode", "n_concepts", "seed")
 METHOD_PARAM = "method."
+IMPORTANCE_PARAM = "method.importance"
 
 FAITHFULNESS = "faithfulness"
 EXPLAIN = "explain"
@@ -61,6 +62,8 @@ CONCEPTS_LABELS = "concepts/labels.json"
 CONCEPTS_HTML = "concepts/concepts.html"
 CONCEPTS_IMPORTANCE = "concepts/importance.parquet"
 CONCEPTS_IMPORTANCE_FIGURE = "concepts/importance.png"
+CONCEPTS_DENSITY = "concepts/density.parquet"
+CONCEPTS_DENSITY_FIGURE = "concepts/density.png"
 CONCEPTS_TRAINING_FIGURE = "concepts/training.png"
 REPORT_HTML = "report/report.html"
 REPORT_COMPARISON = "report/comparison.png"

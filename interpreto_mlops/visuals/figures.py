@@ -28,6 +28,7 @@ from interpreto_mlops.visuals.page import MINUS, arrow, named, number, signed
 if TYPE_CHECKING:
     from interpreto_mlops.concepts.importance import ConceptImportance
     from interpreto_mlops.concepts.interpretation import ConceptDescription
+    from interpreto_mlops.concepts.metrics import ActivationDensity
 
 FOR, AGAINST, UNKNOWN = "#2166ac", "#b2182b", "#9aa3ad"
 _INK, _DIM, _LINE, _PANEL = "#1b2430", "#5b6573", "#d9dee4", "#f4f6f8"
@@ -303,6 +304,27 @@ def training_figure(history: Sequence[Mapping[str, float]]) -> Figure:
         axes.set_title(drawable(metric_name(name).title), loc="left", fontsize=10, color=_INK)
         axes.set_xlabel(axis or "point")
     return _styled(figure, grid="both")
+
+
+def density_figure(density: ActivationDensity) -> Figure:
+    """Draw how often concepts are active: a histogram over the share of rows, on a logarithmic axis.
+
+    Arguments:
+        density: of each concept; those never active are named in the title.
+    """
+    figure = _figure(5.4, 2.9)
+    axes = figure.add_subplot()
+    axes.bar(
+        density.edges[:-1], density.counts, width=np.diff(density.edges), align="edge", color=FOR, edgecolor="white"
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{10.0**value:.3g}"))
+    axes.set_xlabel("share of the rows in which a concept is active")
+    axes.set_ylabel("concepts")
+    never = f"; {density.n_dead} never active" if density.n_dead else ""
+    axes.set_title(
+        f"{len(density.shares)} concepts over {density.n_rows:,} rows{never}", loc="left", fontsize=10, color=_INK
+    )
+    return _styled(figure, grid="y")
 
 
 def to_png(figure: Figure, *, dots_per_inch: int = 144) -> bytes:

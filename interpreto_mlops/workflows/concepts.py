@@ -5,28 +5,35 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from interpreto_mlops.concepts import (
     DICTIONARIES,
+    IMPORTANCE,
+    ActivationDensity,
     ActivationSet,
     ConceptDictionary,
     ConceptImportance,
     ModelWithSplitPoints,
     concept_importance,
-    evaluate,
+    evaluate_effect,
+    evaluate_rows,
     fit_together,
+    probe_texts,
     stability,
     stability_random,
     top_words,
 )
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
+from interpreto_mlops.concepts.metrics import has_predictions, shared_fraction
 from interpreto_mlops.errors import TextWarning
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
@@ -53,7 +60,8 @@ class ConceptCell:
         path: the layer's module path.
         dictionary: fitted.
         metrics: by the run schema's names.
-        importance: of the concepts for the classes, for a classifier.
+        importance: of the concepts for the classes, or for what a language model writes.
+        density: how often each concept is active in the rows that it was scored on.
         run_id: of its run, once there is one.
         logged: the logged model, once there is one.
         registered: its registered name and version, for the best of a layer.
@@ -66,6 +74,7 @@ class ConceptCell:
     dictionary: ConceptDictionary
     metrics: dict[str, float] = field(default_factory=dict)
     importance: ConceptImportance | None = None
+    density: ActivationDensity | None = None
     run_id: str = ""
     logged: LoggedFolder | None = None
     registered: tuple[str, str] | None = None
@@ -97,17 +106,13 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextWarning)
         with job.console.stage("activations"):
-            fitting = split.get_activations(fit_texts, granularity=recipe.granularity, progress=job.console.progress)
-            scoring = (
-                fitting
-                if held_out is fit_texts
-                else split.get_activations(held_out, granularity=recipe.granularity, progress=job.console.progress)
-            )
+            fitting = _activations(job, recipe, split, fit_texts, "fitted")
+            scoring = fitting if held_out is fit_texts else _activations(job, recipe, split, held_out, "scored")
         for layer in recipe.layers:
             ours = [cell for cell in cells if cell.layer == layer]
             with ExitStack() as stack:
                 runs = [_open(job, recipe, cell, fit_texts, held_out, stack) for cell in ours]
-                _fit(job, ours, fitting[layer], [log for log, _ in runs])
+                _fit(job, recipe, ours, fitting[layer], [log for log, _ in runs])
                 _score(job, recipe, split, ours, scoring[layer], held_out)
                 for cell, (log, opened) in zip(ours, runs, strict=True):
                     _write(job, recipe, cell, log, held_out)
@@ -145,6 +150,8 @@ def _dictionaries(recipe: ConceptsRecipe) -> Iterator[ConceptDictionary]:
         options = recipe.options_of(method)
         # A method's own option goes before the sizes of all.
         sizes = [options.pop("n_concepts")] if "n_concepts" in options else recipe.n_concepts
+        if not DICTIONARIES.get(method).sized:
+            sizes = [None]  # found in the data
         for size, seed in product(sizes, range(recipe.first_seed, recipe.first_seed + recipe.seeds)):
             yield _dictionary(method, {"n_concepts": size, "seed": seed, **options})
 
@@ -153,13 +160,31 @@ def _dictionary(method: str, parameters: dict[str, Any]) -> ConceptDictionary:
     return DICTIONARIES.get(method)(**parameters)
 
 
-def _fit(job: Job, cells: list[ConceptCell], activations: ActivationSet, logs: list[RunLog]) -> None:
+def _activations(
+    job: Job, recipe: ConceptsRecipe, split: ModelWithSplitPoints, texts: TextDataset, part: str
+) -> dict[int | str, ActivationSet]:
+    return split.get_activations(
+        texts,
+        granularity=recipe.granularity,
+        aggregation=recipe.aggregation,
+        dtype=recipe.activation_dtype,
+        directory=None if recipe.workspace is None else Path(recipe.workspace) / "activations" / part,
+        progress=job.console.progress,
+    )
+
+
+def _fit(
+    job: Job, recipe: ConceptsRecipe, cells: list[ConceptCell], activations: ActivationSet, logs: list[RunLog]
+) -> None:
+    place = schema.slugify(cells[0].path)
+    checkpoint = None if recipe.workspace is None else Path(recipe.workspace) / "training" / place
     with job.console.stage("dictionaries"):
         start = time.perf_counter()
         fit_together(
             [cell.dictionary for cell in cells],
             activations,
             progress=job.console.progress,
+            checkpoint=checkpoint,
             listener=training_listener(logs),
         )
         # They share one pass, so each bears an equal part of its time.
@@ -179,19 +204,55 @@ def _score(
 ) -> None:
     with job.console.stage("concept metrics"):
         for cell in cells:
-            cell.metrics |= evaluate(cell.dictionary, activations)
+            found = evaluate_rows(cell.dictionary, activations)
+            cell.metrics |= found.metrics
+            cell.density = found.density
+            cell.metrics |= _probes(cell.dictionary, activations, held_out)
         for alike in _by_seed(cells):
             if len(alike) > 1:
                 fits = [cell.dictionary for cell in alike]
-                shared = {"stability/stability": stability(fits), "stability/stability_random": stability_random(fits)}
+                shared = {metric.name: metric(fits) for metric in (stability, stability_random, shared_fraction)}
                 for cell in alike:
                     cell.metrics |= shared
-    if job.model.task == "classification":
+    if recipe.effect_texts and has_predictions(job.model) and recipe.aggregation == "mean":
+        with job.console.stage("effect on the model"):
+            few = held_out.head(recipe.effect_texts)
+            for cell in cells:
+                cell.metrics |= evaluate_effect(split, cell.dictionary, few, layer=cell.layer)
+    if _explains(job, recipe):
         with job.console.stage("concept importance"):
             for cell in cells:
                 cell.importance = concept_importance(
-                    split, cell.dictionary, held_out, layer=cell.layer, progress=job.console.progress
+                    split,
+                    cell.dictionary,
+                    held_out,
+                    method=IMPORTANCE.get(recipe.importance)(**recipe.options_of(recipe.importance)),
+                    targets=recipe.target,
+                    contrast=recipe.contrast,
+                    generation=recipe.generate,
+                    inference_mode=recipe.inference_mode,
+                    layer=cell.layer,
+                    progress=job.console.progress,
                 )
+
+
+def _explains(job: Job, recipe: ConceptsRecipe) -> bool:
+    """Whether there are targets that concepts can matter to, and rows that say which tokens a concept moves."""
+    if job.model.task == "generation" and not recipe.generate and recipe.target is None:
+        return False
+    movable = recipe.aggregation in {"mean", "sum", "first", "last"}
+    return job.model.task != "encoder" and (movable or recipe.granularity in {"token", "all_tokens", "cls"})
+
+
+def _probes(dictionary: ConceptDictionary, activations: ActivationSet, held_out: TextDataset) -> dict[str, float]:
+    """Probe the labels of the texts, where there are enough of each."""
+    if held_out.labels is None:
+        return {}
+    counts = Counter(held_out.labels)
+    kept = [label if counts[label] >= _FEW_TEXTS else None for label in held_out.labels]
+    if len({label for label in kept if label is not None}) < 2:
+        return {}
+    return probe_texts(dictionary, activations, kept)
 
 
 def _by_seed(cells: list[ConceptCell]) -> list[list[ConceptCell]]:
@@ -219,7 +280,9 @@ def _open(
     """
     dictionary = cell.dictionary
     config = {**dictionary.parameters, "method": dictionary.name, "layer": cell.path, "granularity": recipe.granularity}
-    config |= {"fitted": fit_texts.digest, "scored": held_out.digest}
+    config |= {"fitted": fit_texts.digest, "scored": held_out.digest, "aggregation": recipe.aggregation}
+    config |= {"importance": recipe.importance, "importance_options": recipe.options_of(recipe.importance)}
+    config |= {name: getattr(recipe, name) for name in ("target", "contrast", "inference_mode", "generate", "autocast")}
     opened = stack.enter_context(ExitStack())
     log = opened.enter_context(
         run(
@@ -242,7 +305,9 @@ def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, log: RunLog, hel
         layers=[cell.layer],
         methods=[dictionary.name],
         n_concepts=[dictionary.n_concepts],
-        options={dictionary.name: recipe.options_of(dictionary.name)},
+        options={
+            name: recipe.options_of(name) for name in (dictionary.name, recipe.importance) if recipe.options_of(name)
+        },
         seeds=1,
         first_seed=dictionary.seed,
         register_best=False,
@@ -254,6 +319,7 @@ def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, log: RunLog, hel
             name=schema.slugify(f"{cell.path}-{dictionary.name}-{dictionary.n_concepts}-seed-{dictionary.seed}"),
             metrics=cell.metrics,
             importance=cell.importance,
+            density=cell.density,
             model=job.model,
             dataset=held_out,
         )

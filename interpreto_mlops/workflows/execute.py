@@ -89,7 +89,7 @@ def _arithmetic(recipe: Recipe) -> dict[str, Any]:
     """Return how the model is to compute."""
     if isinstance(recipe, AttributeRecipe):
         return {"dtype": recipe.dtype, "autocast": recipe.autocast, "compile": recipe.compile}
-    return {"dtype": recipe.dtype}
+    return {"dtype": recipe.dtype, "autocast": recipe.autocast}
 
 
 def _fit_texts(recipe: ConceptsRecipe) -> TextDataset | None:

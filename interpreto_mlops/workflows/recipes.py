@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from interpreto_mlops.attributions import METHODS
 from interpreto_mlops.attributions.metrics import METRICS
-from interpreto_mlops.concepts import DICTIONARIES
+from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
 from interpreto_mlops.errors import InputError, UnknownNameError
 
@@ -122,9 +122,18 @@ class ConceptsRecipe(_Recipe):
         methods: dictionary families by registry name.
         n_concepts: every size is fitted.
         seeds, first_seed: how many fits of each size, and the seed of the first; two or more give a stability.
-        granularity: what a row of activations is.
+        granularity: what a row of activations is: `token`, `word`, `sentence`, `sample`, `cls` or `all_tokens`.
+        aggregation: how the tokens of a row become one: `mean`, `max`, `min`, `sum`, `signed_max`, `first` or `last`.
+        activation_dtype: how activations are stored.
+        autocast: `bfloat16` or `float16` for what torch's autocast runs in half precision.
         holdout: the share of the texts that metrics and importance are computed on and that no dictionary is fitted on.
         fit_split, fit_max_texts: the part of a named data set to fit on, and how much of it, instead of a holdout.
+        importance: the method, by registry name, that says how much each concept matters.
+        target, contrast, inference_mode: what importance explains, as for attributions: the predicted class by default.
+        generate: arguments of a language model's own generation; without them, or a target, a language model's concepts
+            get no importance.
+        effect_texts: on how many of the held-out texts the model is run with the layer reconstructed; 0 for none.
+        workspace: a folder where activations and checkpoints are kept, so that the same job, once killed, goes on.
         select_by: the metric that decides which dictionary of a layer is registered.
         register_best: whether one is.
     """
@@ -136,6 +145,16 @@ class ConceptsRecipe(_Recipe):
     seeds: Positive = 2
     first_seed: Annotated[int, Field(ge=0)] = 0
     granularity: str = "token"
+    aggregation: str = "mean"
+    activation_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    autocast: Literal["bfloat16", "float16"] | None = None
+    importance: str = "gradient_x_activation"
+    target: str | int | None = None
+    contrast: str | int | None = None
+    inference_mode: str = "logits"
+    generate: dict[str, Any] = Field(default_factory=dict)
+    effect_texts: Annotated[int, Field(ge=0)] = 200
+    workspace: str | None = None
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     fit_split: str | None = None
     fit_max_texts: Positive | None = None
@@ -152,7 +171,7 @@ class ConceptsRecipe(_Recipe):
         families = {name: DICTIONARIES.get(name) for name in self.methods}
         if CONCEPT_METRICS.get(self.select_by).higher_is_better is None:
             raise InputError(f"the metric {self.select_by!r} has no better end to select a dictionary by")
-        self._check_options(families)
+        self._check_options({**families, self.importance: IMPORTANCE.get(self.importance)})
         if any("seed" in given for given in self.options.values()):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
 

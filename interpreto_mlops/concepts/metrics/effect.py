@@ -19,6 +19,7 @@ from interpreto_mlops.models.objectives import is_multi_label
 from interpreto_mlops.models.packing import pack
 from interpreto_mlops.models.requests import ClassLogits
 from interpreto_mlops.models.splitting import Splitter
+from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.granularity import NO_ELEMENT
 
@@ -201,6 +202,14 @@ def evaluate_effect(
     return {each.name: each.compute(statistics) for _, each in METRICS.items() if each.needs == "outputs"}
 
 
+def has_predictions(model: TextModel) -> bool:
+    """Whether the effect of a layer on the model can be measured: it has exclusive classes, or is a decoder."""
+    if model.task == "generation":
+        return not model.model.config.is_encoder_decoder
+    classifies = model.task in {"classification", "token_classification"}
+    return classifies and len(model.labels) > 1 and not is_multi_label(model)
+
+
 class _Effect:
     """The three forward passes of each batch."""
 
@@ -220,11 +229,7 @@ class _Effect:
 
     def _check_task(self) -> None:
         model = self.model
-        task = model.task
-        usable = task in {"classification", "token_classification"} and len(model.labels) > 1
-        if task == "generation":
-            usable = not model.model.config.is_encoder_decoder
-        if not usable or is_multi_label(model):
+        if not has_predictions(model):
             raise InputError(
                 f"the effect on {model.name!r} cannot be measured: that needs exclusive classes, or a decoder"
             )
