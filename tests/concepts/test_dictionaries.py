@@ -345,7 +345,7 @@ def test_a_card_of_another_kind_is_refused(saved: Path) -> None:
     with pytest.raises(IntegrityError, match=r"shape \[8, 12\]"):
         ConceptDictionary.load(saved)
     edit(saved, method="magic")
-    with pytest.raises(UnknownNameError, match="unknown concept method 'magic'; known: .*'pca'"):
+    with pytest.raises(UnknownNameError, match=r"unknown concept method 'magic'; known: .*'pca'"):
         ConceptDictionary.load(saved)
     edit(saved, format="concept-dictionary/9")
     with pytest.raises(IntegrityError, match="not a card of the format 'concept-dictionary/1'"):
