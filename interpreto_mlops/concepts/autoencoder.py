@@ -134,10 +134,14 @@ class PenalisedAutoencoder(SparseAutoencoder, LinearDictionary):
         sparsity_coefficient: weight of the penalty for rows scaled to a mean squared norm of 1; more gives fewer
             concepts a row.
         sparsity_warmup: share of the training over which that weight rises from 0.
+        aux_coefficient: weight of the loss that lifts dead concepts; small, since nothing else moves those.
+        clip_norm: the gradient is shortened to this norm; tighter than in the others, for codes are dense at first.
     """
 
     sparsity_coefficient: float
     sparsity_warmup: float = 0.05
+    aux_coefficient: float = 1e-4
+    clip_norm: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()

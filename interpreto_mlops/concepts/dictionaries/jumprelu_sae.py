@@ -29,7 +29,8 @@ class JumpReLUSAEConcepts(PenalisedAutoencoder):
         initial_threshold: of every concept at first, for rows scaled to a mean squared norm of 1.
         bandwidth: of the pseudo-derivatives, in the same unit; wider than the paper's 0.001, since these trainings
             show hundreds of thousands of rows rather than billions.
-        threshold_pace: how many times as fast as the other weights the logarithms of the thresholds learn.
+        threshold_pace: learning rate of the logarithms of the thresholds, as a multiple of `learning_rate`.
+        learning_rate: as in `SparseAutoencoder`; twice as high, since codes are dense at first.
 
     The other arguments: `SparseAutoencoder`.
 
@@ -37,11 +38,12 @@ class JumpReLUSAEConcepts(PenalisedAutoencoder):
     pre-activation loss of Conerly et al. 2025, "Dictionary Learning Optimization Techniques" (Anthropic, January 2025).
     """
 
-    sparsity_coefficient: float = 0.003
+    sparsity_coefficient: float = 0.004
     sparsity_warmup: float = 0.2
     initial_threshold: float = 0.05
     bandwidth: float = 0.05
-    threshold_pace: float = 1.0
+    threshold_pace: float = 0.1
+    learning_rate: float = 0.12
 
     def __post_init__(self) -> None:
         super().__post_init__()
