@@ -146,10 +146,15 @@ class _Archetypal(SelectingEncoder):
 
     @torch.no_grad()
     def settle(self) -> None:
+        """Make the mixtures convex and bound the relaxation right after an update."""
         mixture = self.learned["mixture"]
-        # The module clamps and divides by sums; a row without anything positive would become 0 and stay there.
+        # A row without anything positive would be 0 for ever: it becomes the point that it has left the least.
         for row in (mixture.clamp(min=0.0).sum(dim=1) < _LEAST_MIXTURE).nonzero().flatten():
             mixture[row, mixture[row].argmax()] = 1.0
+        mixture.clamp_(min=0.0)
+        mixture /= mixture.sum(dim=1, keepdim=True)
+        relaxation = self.learned["relaxation"]
+        relaxation *= (self.module.delta / relaxation.norm(dim=1, keepdim=True)).clamp(max=1.0)
         self._made = None
 
     def weights(self) -> State:
