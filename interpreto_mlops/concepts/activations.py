@@ -119,7 +119,7 @@ class ActivationSet:
             start += shard["rows"]
         return out
 
-    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
+    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0, skip: int = 0) -> Iterator[torch.Tensor]:
         """Yield every row once, in float32, in batches of shape (size, width); the last one may be smaller.
 
         Arguments:
@@ -127,6 +127,7 @@ class ActivationSet:
             shuffle: mix the rows: blocks of neighbours are read in random order into a buffer of 64 MiB, and the
                 buffer is mixed. The same seed gives the same order.
             seed: of the order.
+            skip: how many batches to leave out at the beginning, hardly any of which is read.
 
         Raises:
             InputError: `size` is not positive.
@@ -135,7 +136,7 @@ class ActivationSet:
             raise InputError(f"the batch size must be at least 1, not {size!r}")
         rng = np.random.default_rng(seed) if shuffle else None
         left = torch.empty((0, self.width))
-        for rows in self._buffers(size, rng):
+        for rows in self._buffers(size, rng, skip * size):
             rows = torch.cat([left, rows])
             whole = len(rows) - len(rows) % size
             for start in range(0, whole, size):
@@ -157,8 +158,8 @@ class ActivationSet:
                         f"the file {entry['file']!r} of the activation set {str(self.path)!r} was changed"
                     )
 
-    def _buffers(self, size: int, rng: np.random.Generator | None) -> Iterator[torch.Tensor]:
-        """Yield all rows in pieces of bounded size, mixed where a generator is given."""
+    def _buffers(self, size: int, rng: np.random.Generator | None, skip: int) -> Iterator[torch.Tensor]:
+        """Yield all rows but the first `skip` in pieces of bounded size, mixed where a generator is given."""
         blocks = [
             (number, start, min(start + _BLOCK_ROWS, shard["rows"]))
             for number, shard in enumerate(self._shards)
@@ -169,9 +170,14 @@ class ActivationSet:
         room = max(size, _BUFFER_BYTES // (4 * self.width))
         per_buffer = max(1, room // _BLOCK_ROWS)
         for first in range(0, len(blocks), per_buffer):
-            pieces = [self._rows(*block) for block in blocks[first : first + per_buffer]]
-            rows = torch.cat(pieces)
-            yield rows if rng is None else rows[torch.from_numpy(rng.permutation(len(rows)))]
+            wanted = blocks[first : first + per_buffer]
+            n_rows = sum(end - start for _, start, end in wanted)
+            # Drawn even for what is skipped, so that the rest comes in the same order.
+            order = None if rng is None else torch.from_numpy(rng.permutation(n_rows))
+            if skip < n_rows:
+                rows = torch.cat([self._rows(*block) for block in wanted])
+                yield (rows if order is None else rows[order])[skip:]
+            skip = max(0, skip - n_rows)
 
     def _rows(self, shard: int, start: int, end: int) -> torch.Tensor:
         rows: torch.Tensor = self._shard(shard).get_slice("activations")[start:end]

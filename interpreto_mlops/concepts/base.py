@@ -19,8 +19,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from interpreto_mlops.concepts.belonging import check_belongs
 from interpreto_mlops.concepts.interpretation import ConceptDescription
-from interpreto_mlops.concepts.training import DataFacts, Learner, Rows, State, as_rows, check_finite, fit_together
+from interpreto_mlops.concepts.learner import Learner, State
+from interpreto_mlops.concepts.rows import DataFacts, Rows, as_rows, check_finite
+from interpreto_mlops.concepts.training import CHECKPOINT_ROWS, Listener, fit_together
 from interpreto_mlops.errors import InputError, IntegrityError, NotFittedError
 from interpreto_mlops.registry import Registry
 
@@ -138,17 +141,37 @@ class ConceptDictionary(ABC):
         """Whether `fit` or `load` has given it weights."""
         return bool(self.weights)
 
-    def fit(self: Self, activations: Activations, *, progress: bool | None = None) -> Self:
+    def fit(
+        self: Self,
+        activations: Activations,
+        *,
+        order_seed: int = 0,
+        progress: bool | None = None,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = CHECKPOINT_ROWS,
+        listener: Listener | None = None,
+    ) -> Self:
         """Learn the concepts of activations, anew if there were any.
 
         Arguments:
             activations: shape (rows, width), at least as many rows as concepts.
-            progress: True or False shows or hides a bar; None shows it on a terminal.
+
+        The other arguments: `fit_together`, for which this dictionary has the place 0.
 
         Raises:
-            InputError: a row is NaN or infinite, or the parameters do not fit the data.
+            InputError: a row is NaN or infinite, or the parameters do not fit the data, or the checkpoint is of another
+                training.
+            IntegrityError: the checkpoint is damaged.
         """
-        fit_together([self], activations, progress=progress)
+        fit_together(
+            [self],
+            activations,
+            order_seed=order_seed,
+            progress=progress,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            listener=listener,
+        )
         return self
 
     def complete(self, weights: State, history: list[dict[str, float]], provenance: Mapping[str, Any]) -> None:
@@ -159,13 +182,14 @@ class ConceptDictionary(ABC):
         self.versions = _versions()
         self.descriptions = None
 
-    def encode(self, activations: Activations) -> torch.Tensor:
+    def encode(self, activations: Activations, *, allow_mismatch: bool = False) -> torch.Tensor:
         """Return how much of each concept every row holds.
 
         A row's code is the same alone, in any batch, and after save and load.
 
         Arguments:
             activations: shape (rows, width).
+            allow_mismatch: take an `ActivationSet` of another model or layer than the dictionary was fitted on.
 
         Returns:
             Codes, shape (rows, n_concepts), float32, on the CPU.
@@ -173,30 +197,35 @@ class ConceptDictionary(ABC):
         Raises:
             NotFittedError: the dictionary is not fitted.
             InputError: rows of another width, or NaN.
+            IntegrityError: activations of another model or layer.
         """
         rows = as_rows(activations)
         codes = torch.empty(len(rows), self.n_concepts)
         place = 0
-        for _, part in self.encode_chunks(rows):
+        for _, part in self.encode_chunks(rows, allow_mismatch=allow_mismatch):
             codes[place : place + len(part)] = part
             place += len(part)
         return codes
 
     @torch.no_grad()
-    def encode_chunks(self, activations: Activations) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the rows and their codes, chunk by chunk in order, in bounded memory.
+    def encode_chunks(
+        self, activations: Activations, *, allow_mismatch: bool = False
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the rows and their codes, chunk by chunk in order, in bounded memory; arguments as for `encode`.
 
         Raises:
             NotFittedError: the dictionary is not fitted.
             InputError: rows of another width, or NaN.
+            IntegrityError: activations of another model or layer.
         """
         rows = as_rows(activations)
         if rows.width != self.width:
             raise InputError(f"this {self.name} dictionary takes activations of width {self.width}, not {rows.width}")
+        check_belongs(self, rows, allow_mismatch=allow_mismatch)
         size = max(1, _CHUNK_NUMBERS // (self.n_concepts + self.width))
         place = 0
         for chunk in rows.batches(size):
-            check_finite(chunk, place)
+            check_finite(chunk, place, rows)
             place += len(chunk)
             yield chunk, self._encode(chunk)
 

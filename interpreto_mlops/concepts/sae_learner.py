@@ -28,6 +28,16 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 3, 60
 _WORTH_THREADS = 2**28
 
 
+def n_passes(parameters: SparseAutoencoder, facts: DataFacts) -> int:
+    """Return how many passes over the rows a training has at most."""
+    return parameters.n_epochs or min(_MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_ROWS_TO_SHOW / facts.n_rows)))
+
+
+def held_out_share(parameters: SparseAutoencoder, facts: DataFacts) -> float:
+    """Return the share of the rows that is for validation."""
+    return min(parameters.validation_share, _MOST_HELD_OUT / facts.n_rows)
+
+
 class AutoencoderLearner(Learner):
     """Trains one sparse autoencoder.
 
@@ -42,9 +52,7 @@ class AutoencoderLearner(Learner):
     """
 
     def __init__(self, parameters: SparseAutoencoder, architecture: Architecture, facts: DataFacts) -> None:
-        self.n_passes = parameters.n_epochs or min(
-            _MOST_EPOCHS, max(_FEWEST_EPOCHS, round(_ROWS_TO_SHOW / facts.n_rows))
-        )
+        self.n_passes = n_passes(parameters, facts)
         self.architecture = architecture
         self._parameters = parameters
         self._facts = facts
@@ -53,7 +61,7 @@ class AutoencoderLearner(Learner):
         self._silence = torch.zeros(parameters.n_concepts, dtype=torch.int64)
         self._waiting: list[torch.Tensor] = []
         self._held_out: list[torch.Tensor] = []
-        self._held_out_share = min(parameters.validation_share, _MOST_HELD_OUT / facts.n_rows)
+        self._held_out_share = held_out_share(parameters, facts)
         self._n_shown = 0
         self._n_steps = 0
         self._passes_ended = 0

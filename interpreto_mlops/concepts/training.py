@@ -2,136 +2,33 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm.auto import tqdm
 
-from interpreto_mlops.errors import InputError
-
-Floats = npt.NDArray[np.float64]
-State = dict[str, torch.Tensor]
+from interpreto_mlops.concepts.checkpoints import Checkpoint, Position, describe
+from interpreto_mlops.concepts.learner import History, Trainable
+from interpreto_mlops.concepts.learner import Learner as Learner
+from interpreto_mlops.concepts.learner import State as State
+from interpreto_mlops.concepts.rows import DataFacts as DataFacts
+from interpreto_mlops.concepts.rows import Floats, Rows, all_finite, as_rows, data_facts, read_ahead, refuse_bad_row
+from interpreto_mlops.concepts.rows import check_finite as check_finite
+from interpreto_mlops.errors import InputError, IntegrityError
 
 # Blocks of the stream have this many rows whatever the batch sizes are: its order depends on the seed alone.
 _BLOCK_ROWS = 4096
 
+CHECKPOINT_ROWS = 2**18
+"""After how many rows a checkpoint is written by default."""
 
-class Rows(Protocol):
-    """Rows of activations that can be read many times: an `ActivationSet`, or a tensor behind `as_rows`."""
+# What the bar shows of the last line of the training curve.
+_FIGURES = ("r2", "l0", "dead")
 
-    @property
-    def width(self) -> int:
-        """Numbers in a row."""
-        ...
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Where the rows come from; empty for a bare tensor."""
-        ...
-
-    @property
-    def mean(self) -> Floats:
-        """The mean of each dimension, shape (width,)."""
-        ...
-
-    @property
-    def variance(self) -> Floats:
-        """The population variance of each dimension, shape (width,)."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
-        """Yield every row once, in float32, shape (size, width); the same seed gives the same order."""
-        ...
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What is known of the activations before the first row is read.
-
-    Arguments:
-        n_rows: how many rows one pass has.
-        mean: mean of each dimension, shape (width,).
-        variance: population variance of each dimension, shape (width,).
-    """
-
-    n_rows: int
-    mean: Floats
-    variance: Floats
-
-    @property
-    def width(self) -> int:
-        """The number of dimensions of a row."""
-        return len(self.mean)
-
-    @property
-    def scale(self) -> float:
-        """The root mean square of the centred activations: one number, so that directions keep their angles.
-
-        Raises:
-            InputError: all rows are equal.
-        """
-        scale = float(np.sqrt(self.variance.mean()))
-        if scale <= 0.0:
-            raise InputError(
-                f"all {self.n_rows} rows of the activations are equal, so there is nothing to learn from them"
-            )
-        return scale
-
-
-class Learner(ABC):
-    """What a dictionary does while rows stream by; it is thrown away when the dictionary is fitted."""
-
-    n_passes: int = 1
-    """The most passes over the rows that it wants."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it wants no further pass, though `n_passes` would allow it one."""
-        return False
-
-    @abstractmethod
-    def observe(self, block: torch.Tensor) -> None:
-        """Take the next rows, shape (rows, width), float32; the block is shared and must not be changed."""
-
-    def end_pass(self) -> None:
-        """Close a pass."""
-        return
-
-    def news(self) -> list[dict[str, float]]:
-        """Return the lines of the training curve since the last call, each with a `step` (a whole number)."""
-        return []
-
-    @abstractmethod
-    def state(self) -> State:
-        """Return all that `restore` needs to go on from here, to the bit, in a new process."""
-
-    @abstractmethod
-    def restore(self, state: State) -> None:
-        """Go on from what `state` returned; only on a learner that has seen nothing."""
-
-    @abstractmethod
-    def finish(self) -> State:
-        """Return the fitted tensors."""
-
-
-class Trainable(Protocol):
-    """What `fit_together` asks of a dictionary."""
-
-    def begin(self, facts: DataFacts) -> Learner:
-        """Return what learns it from the rows."""
-        ...
-
-    def complete(self, weights: State, history: list[dict[str, float]], provenance: Mapping[str, Any]) -> None:
-        """Take over what was learned, and where the rows came from."""
-        ...
-
+Listener = Callable[[int, dict[str, float]], None]
+"""Is told the place of a dictionary and a line of its training curve, which has a `step`."""
 
 D = TypeVar("D", bound=Trainable)
 
@@ -142,6 +39,9 @@ def fit_together(
     *,
     order_seed: int = 0,
     progress: bool | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = CHECKPOINT_ROWS,
+    listener: Listener | None = None,
 ) -> list[D]:
     """Fit several dictionaries while each block of activations is read once a pass and shown to all of them.
 
@@ -152,117 +52,181 @@ def fit_together(
         dictionaries: unfitted or to be fitted anew; of any families, sizes and seeds. They are fitted in place.
         activations: the rows, shape (rows, width).
         order_seed: the order in which rows are shown, the same for all.
-        progress: True or False shows or hides a bar; None shows it on a terminal.
+        progress: True or False shows or hides a bar; None shows it on a terminal. It says how far all are, and the
+            range of the latest R², L0 and share of dead concepts over the dictionaries.
+        checkpoint: a folder where the state of all learners is kept while they learn; None keeps none. The same call
+            after a crash goes on from there, and on a CPU it ends at the same bits. The folder goes away at the end.
+        checkpoint_every: a checkpoint is due after so many rows; it is written at the next end of a block.
+        listener: is told each line of a training curve as soon as it is there. What it raises ends the fit. After a
+            crash, lines that the checkpoint knows are not told again.
 
     Returns:
-        The same dictionaries, fitted.
+        The same dictionaries, fitted; all of them, or none if something is raised.
 
     Raises:
-        InputError: a row is NaN or infinite, or there are fewer rows than some dictionary has concepts.
+        InputError: a row is NaN or infinite, or there are fewer rows than some dictionary has concepts, or the
+            checkpoint is of another training.
+        IntegrityError: the checkpoint is damaged.
     """
+    if isinstance(checkpoint_every, bool) or not isinstance(checkpoint_every, int) or checkpoint_every < 1:
+        raise InputError(f"checkpoint_every must be a whole number of at least 1, not {checkpoint_every!r}")
     rows = as_rows(activations)
-    facts = _facts(rows)
-    learners = [dictionary.begin(facts) for dictionary in dictionaries]
-    histories: list[list[dict[str, float]]] = [[] for _ in learners]
-    n_passes = max((learner.n_passes for learner in learners), default=0)
-    with tqdm(
-        total=n_passes * facts.n_rows,
-        desc="dictionaries",
-        unit="rows",
-        unit_scale=True,
-        disable=None if progress is None else not progress,
-    ) as bar:
-        for number in range(n_passes):
-            active = [i for i, each in enumerate(learners) if number < each.n_passes and not each.stopped]
-            for block in rows.batches(_BLOCK_ROWS, shuffle=True, seed=order_seed + number):
-                for i in active:
-                    learners[i].observe(block)
-                bar.update(len(block))
-            for i in active:
-                learners[i].end_pass()
-                histories[i] += learners[i].news()
-    for dictionary, learner, history in zip(dictionaries, learners, histories, strict=True):
-        dictionary.complete(learner.finish(), history, rows.provenance)
+    facts = data_facts(rows)
+    training = _Training([dictionary.begin(facts) for dictionary in dictionaries], rows, order_seed, listener)
+    if checkpoint is not None:
+        training.keep(
+            Checkpoint(checkpoint, describe(dictionaries, rows, facts, order_seed, _BLOCK_ROWS)), checkpoint_every
+        )
+    with _Bar(training.rows_to_show, training.rows_shown, progress) as bar:
+        training.run(bar)
+    for dictionary, weights, history in zip(dictionaries, training.finish(), training.histories, strict=True):
+        dictionary.complete(weights, history, rows.provenance)
+    training.forget()
     return list(dictionaries)
 
 
-def as_rows(activations: Rows | torch.Tensor | npt.NDArray[Any]) -> Rows:
-    """Return activations as `Rows`; a tensor or an array of shape (rows, width) is read as float32 on the CPU.
-
-    Raises:
-        InputError: something that is not two-dimensional, or not activations at all.
-    """
-    if isinstance(activations, np.ndarray):
-        activations = torch.from_numpy(np.ascontiguousarray(activations))
-    if isinstance(activations, torch.Tensor):
-        if activations.dim() != 2:
-            raise InputError(f"activations must have the shape (rows, width), not {tuple(activations.shape)}")
-        return _TensorRows(activations.detach().to("cpu", torch.float32))
-    if not hasattr(activations, "batches"):
-        raise InputError(f"activations are an ActivationSet, a tensor or an array, not {type(activations).__name__}")
-    return activations
-
-
-class _TensorRows:
-    """A tensor in memory, read like an `ActivationSet`."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._tensor = tensor
-
-    @property
-    def width(self) -> int:
-        return self._tensor.shape[1]
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        return {}
-
-    @property
-    def mean(self) -> Floats:
-        return np.asarray(self._tensor.to(torch.float64).mean(dim=0).numpy())
-
-    @property
-    def variance(self) -> Floats:
-        return np.asarray(self._tensor.to(torch.float64).var(dim=0, correction=0).numpy())
-
-    def __len__(self) -> int:
-        return len(self._tensor)
-
-    def batches(self, size: int, *, shuffle: bool = False, seed: int = 0) -> Iterator[torch.Tensor]:
-        if not shuffle:
-            yield from self._tensor.split(size)
-            return
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        for places in order.split(size):
-            yield self._tensor[places]
-
-
-def _facts(rows: Rows) -> DataFacts:
-    if len(rows) == 0:
-        raise InputError("there are no rows of activations to learn from")
-    facts = DataFacts(len(rows), np.asarray(rows.mean, np.float64), np.asarray(rows.variance, np.float64))
-    if not (np.isfinite(facts.mean).all() and np.isfinite(facts.variance).all()):
-        place = 0
-        for block in rows.batches(_BLOCK_ROWS):
-            check_finite(block, place)
-            place += len(block)
-        raise InputError("the mean or the variance of the activations is too large for a number")
-    return facts
-
-
-def check_finite(block: torch.Tensor, first: int = 0) -> None:
-    """Refuse rows that are NaN or infinite.
+class _Training:
+    """Several learners on one stream.
 
     Arguments:
-        block: shape (rows, width).
-        first: the number of its first row, for the message.
-
-    Raises:
-        InputError: there is one; the message says which.
+        learners: they have seen nothing.
+        rows: the stream.
+        order_seed: of its first pass.
+        listener: what is told the news.
     """
-    # A sum is finite unless a term is not (or it overflows, which the exact check then clears): one cheap look first.
-    if bool(torch.isfinite(block.sum())):
-        return
-    bad = (~torch.isfinite(block).all(dim=1)).nonzero()
-    if len(bad):
-        raise InputError(f"row {first + int(bad[0])} of the activations is NaN or infinite")
+
+    def __init__(self, learners: list[Learner], rows: Rows, order_seed: int, listener: Listener | None) -> None:
+        self._learners, self._rows = learners, rows
+        self._order_seed, self._listener = order_seed, listener
+        self._position = Position(histories=[[] for _ in learners])
+        self._n_passes = max((learner.n_passes for learner in learners), default=0)
+        self._checkpoint: Checkpoint | None = None
+        self._every = self._unsaved = 0
+
+    @property
+    def histories(self) -> list[History]:
+        return self._position.histories
+
+    @property
+    def rows_to_show(self) -> int:
+        return self._n_passes * len(self._rows)
+
+    @property
+    def rows_shown(self) -> int:
+        n_rows = len(self._rows)
+        return self._position.passes * n_rows + min(n_rows, self._position.blocks * _BLOCK_ROWS)
+
+    def keep(self, checkpoint: Checkpoint, every: int) -> None:
+        """Go on from a checkpoint, if there is one, and write others."""
+        self._checkpoint, self._every = checkpoint, every
+        if (found := checkpoint.load()) is None:
+            return
+        self._position, states = found
+        try:
+            for learner, state in zip(self._learners, states, strict=True):
+                learner.restore(state)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise IntegrityError(
+                f"the checkpoint in {str(checkpoint.folder)!r} is not what this version of the program writes: {error}"
+            ) from error
+
+    def run(self, bar: _Bar) -> None:
+        """Show the rows until no learner wants another pass."""
+        position = self._position
+        bar.show(self.histories)
+        while position.passes < self._n_passes:
+            if position.blocks == 0:
+                position.active = [i for i, learner in enumerate(self._learners) if self._wants_more(learner)]
+            if not position.active:
+                bar.stop_here()
+                break
+            self._pass(position.active, bar)
+            for i in position.active:
+                self._learners[i].end_pass()
+            position.passes, position.blocks = position.passes + 1, 0
+            self._tell_news(bar)
+        self._save()
+
+    def _wants_more(self, learner: Learner) -> bool:
+        return self._position.passes < learner.n_passes and not learner.stopped
+
+    def _pass(self, active: list[int], bar: _Bar) -> None:
+        seed = self._order_seed + self._position.passes
+        blocks = self._rows.batches(_BLOCK_ROWS, shuffle=True, seed=seed, skip=self._position.blocks)
+        for block in read_ahead(blocks):
+            if not all_finite(block):
+                refuse_bad_row(self._rows)
+            for i in active:
+                self._learners[i].observe(block)
+            self._position.blocks += 1
+            self._unsaved += len(block)
+            bar.update(len(block))
+            self._tell_news(bar)
+            if self._unsaved >= self._every:
+                self._save()
+
+    def _tell_news(self, bar: _Bar | None = None) -> None:
+        lines = [(i, line) for i, learner in enumerate(self._learners) for line in learner.news()]
+        for i, line in lines:
+            self.histories[i].append(line)
+            if self._listener is not None:
+                self._listener(i, dict(line))
+        if bar is not None and lines:
+            bar.show(self.histories)
+
+    def _save(self) -> None:
+        if self._checkpoint is not None and self._unsaved:
+            self._checkpoint.save(self._position, [learner.state() for learner in self._learners])
+            self._unsaved = 0
+
+    def finish(self) -> list[State]:
+        """Return what each learner has found."""
+        weights = [learner.finish() for learner in self._learners]
+        self._tell_news()
+        return weights
+
+    def forget(self) -> None:
+        """Remove the checkpoint, for the fit has come to its end."""
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
+
+
+class _Bar:
+    """How far the training is, and the figures that matter: their range over the dictionaries."""
+
+    def __init__(self, total: int, done: int, progress: bool | None) -> None:
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc="dictionaries",
+            unit="rows",
+            unit_scale=True,
+            disable=None if progress is None else not progress,
+        )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def update(self, n_rows: int) -> None:
+        """Note that all learners have seen so many more rows."""
+        self._bar.update(n_rows)
+
+    def show(self, histories: Sequence[History]) -> None:
+        """Show the latest figures of each dictionary that has some."""
+        figures = {}
+        for name in _FIGURES:
+            values = [
+                history[-1][f"train/{name}"] for history in histories if history and f"train/{name}" in history[-1]
+            ]
+            if values:
+                low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+                figures[name] = low if low == high else f"{low}–{high}"
+        self._bar.set_postfix(figures, refresh=False)
+
+    def stop_here(self) -> None:
+        """Note that no more rows will be shown."""
+        self._bar.total = self._bar.n
+        self._bar.refresh()

@@ -38,7 +38,7 @@ def test_the_mean_known_beforehand_need_not_be_exact(rows: torch.Tensor) -> None
         def __len__(self) -> int:
             return len(rows)
 
-        def batches(self, size: int, *, shuffle: bool = False, seed: int = 0):  # type: ignore[no-untyped-def]
+        def batches(self, size: int, *, shuffle: bool = False, seed: int = 0, skip: int = 0):  # type: ignore[no-untyped-def]
             return iter(rows.split(size))
 
     near, exact = PCAConcepts(n_concepts=6).fit(Stored(), progress=False), PCAConcepts(n_concepts=6).fit(rows)
