@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from interpreto_mlops.concepts.autoencoder import SparseAutoencoder
 
 _ROWS_PER_POINT = 10
-_ITERATIONS = 20
+_ROWS_PER_START = 3
+_ITERATIONS = 10
+# Where all points are the mean.
+_SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,15 +45,38 @@ class Candidates:
 def find_candidates(rows: torch.Tensor, n_points: int, seed: int) -> Candidates:
     """Return the centres of clusters of normalised rows, shape (rows, width); at most as many as there are rows."""
     n_points = min(n_points, len(rows))
-    # From random rows: for candidates in the thousands the careful start would take longer than all iterations.
     random_state = np.random.RandomState(np.random.MT19937(seed))
-    solver = KMeans(n_points, init="random", n_init=1, max_iter=_ITERATIONS, random_state=random_state)
     # With several threads the order of sums, and so their last bits, would change from run to run.
     with warnings.catch_warnings(), threadpool_limits(1, "openmp"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # equal rows make equal points, which do no harm
+        # The careful start looks at a part of the rows, once for each point: it would else take longer than the rest.
+        first, _ = kmeans_plusplus(
+            rows[: _ROWS_PER_START * n_points].numpy(), n_points, random_state=random_state, n_local_trials=1
+        )
+        solver = KMeans(n_points, init=first, n_init=1, max_iter=_ITERATIONS, random_state=random_state)
         points = torch.from_numpy(solver.fit(rows.numpy()).cluster_centers_).float()
-    length = float(points.square().sum(dim=1).mean().sqrt())
+    length = max(float(points.square().sum(dim=1).mean().sqrt()), _SHORTEST)
     return Candidates(points / length, length)
+
+
+def spread(points: torch.Tensor, n: int) -> torch.Tensor:
+    """Return n of the points, or all: from the longest on, each the one whose direction is farthest from those before.
+
+    Arguments:
+        points: shape (points, width).
+        n: how many.
+
+    Returns:
+        Their numbers, shape (min(n, points),).
+    """
+    directions = torch.nn.functional.normalize(points, dim=1)
+    chosen = [int(points.norm(dim=1).argmax())]
+    nearest = directions @ directions[chosen[0]]
+    while len(chosen) < min(n, len(points)):
+        nearest[chosen[-1]] = torch.inf
+        chosen.append(int(nearest.argmin()))
+        nearest = torch.maximum(nearest, directions @ directions[chosen[-1]])
+    return torch.tensor(chosen)
 
 
 class ArchetypalLearner(Learner):
@@ -102,7 +128,8 @@ class ArchetypalLearner(Learner):
 
     def _begin(self) -> None:
         """Find the points, and show the training what has been gathered."""
-        rows = self._gathered[~_held_out(self._gathered, held_out_share(self._parameters, self._facts))]
+        trained_on = ~_held_out(self._gathered, held_out_share(self._parameters, self._facts))
+        rows = self._gathered[trained_on] if bool(trained_on.any()) else self._gathered
         self._candidates = find_candidates((rows - self._mean) / self._scale, self._n_points, self._parameters.seed)
         self._trained = self._learner()
         self._trained.observe(self._gathered)
@@ -137,6 +164,7 @@ class ArchetypalLearner(Learner):
         assert self._trained is not None
         weights = self._trained.finish()
         unit = self._scale * self._candidates.length
+        weights["centre"] = self._mean
         weights["points"] = self._mean + unit * self._candidates.points
         weights["archetype_length"] = unit / weights.pop("multiplier")
         return weights

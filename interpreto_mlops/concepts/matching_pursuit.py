@@ -45,7 +45,7 @@ def pursue(rows: torch.Tensor, decoder: torch.Tensor, k: int, *, low_precision: 
         k: how many steps.
         low_precision: choose concepts by products of bfloat16 numbers; what is taken is exact all the same.
 
-    Source: Mallat and Zhang 1993; in Costa et al. 2025 (arXiv 2506.03093), algorithm 1.
+    Source: Mallat and Zhang 1993; as an encoder, Costa et al. 2025 (arXiv 2506.03093).
     """
     table = decoder.bfloat16() if low_precision else decoder
     products = (table @ table.T).to(rows.dtype) if len(decoder) <= k * len(rows) else None

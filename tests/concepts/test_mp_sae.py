@@ -8,6 +8,7 @@ from scipy.optimize import linear_sum_assignment
 
 from interpreto_mlops.concepts import MPSAEConcepts, evaluate, fit_together
 from interpreto_mlops.concepts.matching_pursuit import Pursuit, explain, pursue
+from interpreto_mlops.concepts.overcomplete_import import overcomplete_module
 from interpreto_mlops.errors import InputError
 from tests.concepts.test_topk_sae import N_PLANTED, WIDTH, K, planted
 
@@ -43,6 +44,17 @@ def test_steps_are_those_of_the_definition(n_rows: int, n_concepts: int, k: int)
     expected = [by_definition(row, decoder, k) for row in rows]
     torch.testing.assert_close(found.codes(n_concepts), torch.stack([codes for codes, _, _ in expected]))
     torch.testing.assert_close(found.residual, torch.stack([left for _, left, _ in expected]))
+
+
+def test_codes_are_those_of_an_independent_library() -> None:
+    decoder, rows = directions(64, 16, dtype=torch.float32), some_rows(100, 16, dtype=torch.float32)
+    other = overcomplete_module("sae").MpSAE(16, 64, k=5).train()
+    other.dictionary._weights.data = decoder
+    with torch.no_grad():
+        residual, codes = other.encode(rows)
+    found = pursue(rows, decoder, 5)
+    torch.testing.assert_close(found.codes(64), codes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.residual, residual, rtol=1e-4, atol=1e-5)
 
 
 def test_concepts_are_taken_twice_where_that_is_best_and_rows_end_early() -> None:

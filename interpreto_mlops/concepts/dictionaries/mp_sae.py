@@ -26,7 +26,7 @@ class MPSAEConcepts(SparseAutoencoder):
 
     The other arguments: `SparseAutoencoder`. Dead concepts come back by pursuing what the living ones leave.
 
-    Source: Costa et al. 2025 (arXiv 2506.03093), algorithm 1; codes are kept at 0 or above by ending the pursuit of a
+    Source: Costa et al. 2025 (arXiv 2506.03093); codes are kept at 0 or above by ending the pursuit of a
     row where no product is above 0.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from interpreto_mlops.concepts.archetypes import ArchetypalLearner, Candidates
+from interpreto_mlops.concepts.archetypes import ArchetypalLearner, Candidates, spread
 from interpreto_mlops.concepts.autoencoder import SelectingAutoencoder
 from interpreto_mlops.concepts.base import DICTIONARIES, check_enough_rows, check_integer, check_number
 from interpreto_mlops.concepts.overcomplete_import import overcomplete_module
@@ -27,7 +27,7 @@ class RATopKSAEConcepts(SelectingAutoencoder):
     The points are centres of k-means clusters of an even sample of the rows. A direction points from the mean of the
     data to an archetype: a convex combination of the points plus a relaxation of bounded length. Trainings of different
     seeds therefore find more alike concepts than free decoders do. Directions are not of norm 1: they are about as
-    long as archetypes are far from the mean. There is no other bias than that mean.
+    long as archetypes are far from the mean.
 
     Arguments:
         n_concepts: how many concepts.
@@ -83,7 +83,7 @@ class RATopKSAEConcepts(SelectingAutoencoder):
     @property
     def archetypes(self) -> torch.Tensor:
         """What each concept stands for at its purest, as activations, shape (n_concepts, width)."""
-        return self.mean + self.tensor("archetype_length") * self.dictionary
+        return self.tensor("centre") + self.tensor("archetype_length") * self.dictionary
 
 
 class _Archetypal(SelectingEncoder):
@@ -105,7 +105,7 @@ class _Archetypal(SelectingEncoder):
             use_multiplier=parameters.multiplier,
         )
         with torch.no_grad():
-            self.module.W.copy_(self._first_mixture(len(candidates.points)))
+            self.module.W.copy_(self._first_mixture(candidates.points))
         self.learned |= {"mixture": self.module.W, "relaxation": self.module.Relax}
         if parameters.multiplier:
             self.learned["multiplier"] = self.module.multiplier
@@ -115,13 +115,15 @@ class _Archetypal(SelectingEncoder):
         squares = start.square().sum(dim=1, keepdim=True).clamp(min=0.1)
         self.learn("encoder", start / squares)
 
-    def _first_mixture(self, n_points: int) -> torch.Tensor:
-        """Give each concept a point of its own, and what is beyond the points a place between two of them."""
-        mixture = torch.eye(self.n_concepts, n_points)
-        for row in mixture[n_points:]:
+    def _first_mixture(self, points: torch.Tensor) -> torch.Tensor:
+        """Give each concept a point of its own, far from the others'; what is beyond the points lies between two."""
+        chosen = spread(points, self.n_concepts)
+        mixture = torch.zeros(self.n_concepts, len(points))
+        mixture[torch.arange(len(chosen)), chosen] = 1.0
+        for row in mixture[len(chosen) :]:
             share = float(torch.rand((), generator=self.generator))
             for weight in (share, 1.0 - share):
-                row[int(torch.randint(n_points, (), generator=self.generator))] += weight
+                row[int(torch.randint(len(points), (), generator=self.generator))] += weight
         return mixture
 
     def select(self, before: torch.Tensor) -> Places:
@@ -140,15 +142,19 @@ class _Archetypal(SelectingEncoder):
         return self._made
 
     def project(self) -> None:
-        # Directions point from the mean of the data, which therefore stays where it is.
-        self.learned["bias"].grad = None
+        """Change nothing: the decoder has no norm to keep."""
 
     @torch.no_grad()
     def settle(self) -> None:
+        """Make the mixtures convex and bound the relaxation right after an update."""
         mixture = self.learned["mixture"]
-        # The module clamps and divides by sums; a row without anything positive would become 0 and stay there.
+        # A row without anything positive would be 0 for ever: it becomes the point that it has left the least.
         for row in (mixture.clamp(min=0.0).sum(dim=1) < _LEAST_MIXTURE).nonzero().flatten():
             mixture[row, mixture[row].argmax()] = 1.0
+        mixture.clamp_(min=0.0)
+        mixture /= mixture.sum(dim=1, keepdim=True)
+        relaxation = self.learned["relaxation"]
+        relaxation *= (self.module.delta / relaxation.norm(dim=1, keepdim=True)).clamp(max=1.0)
         self._made = None
 
     def weights(self) -> State:
