@@ -149,7 +149,9 @@ def _dictionaries(recipe: ConceptsRecipe) -> Iterator[ConceptDictionary]:
     for method in recipe.methods:
         options = recipe.options_of(method)
         # A method's own option goes before the sizes of all.
-        sizes = [options.pop("n_concepts")] if "n_concepts" in options else recipe.n_concepts
+        sizes: list[int | None] = list(recipe.n_concepts)
+        if "n_concepts" in options:
+            sizes = [options.pop("n_concepts")]
         if not DICTIONARIES.get(method).sized:
             sizes = [None]  # found in the data
         for size, seed in product(sizes, range(recipe.first_seed, recipe.first_seed + recipe.seeds)):
@@ -305,9 +307,7 @@ def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, log: RunLog, hel
         layers=[cell.layer],
         methods=[dictionary.name],
         n_concepts=[dictionary.n_concepts],
-        options={
-            name: recipe.options_of(name) for name in (dictionary.name, recipe.importance) if recipe.options_of(name)
-        },
+        options={name: recipe.options_of(name) for name in (dictionary.name, recipe.importance)},
         seeds=1,
         first_seed=dictionary.seed,
         register_best=False,
