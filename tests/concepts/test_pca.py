@@ -57,7 +57,8 @@ def test_the_first_components_do_not_depend_on_their_number_or_the_seed(rows: to
 def test_all_components_explain_everything(rows: torch.Tensor) -> None:
     scores = evaluate(PCAConcepts(n_concepts=20).fit(rows, progress=False), rows)
     assert scores["reconstruction/r2"] == pytest.approx(1.0, abs=1e-9)
-    assert scores["complexity/l0"] == 20.0
+    # A code may by chance be next to nothing beside the largest of its row.
+    assert scores["complexity/l0"] == pytest.approx(20.0, abs=0.01)
 
 
 def test_rows_of_low_rank_still_give_directions(rows: torch.Tensor) -> None:

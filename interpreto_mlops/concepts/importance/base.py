@@ -165,7 +165,7 @@ def subject(question: Question, granularity: str, aggregation: str) -> Subject:
     of_token = whole.of_token[:cut]
     n_rows = int(of_token.max(initial=-1)) + 1
     plan = RowPlan(encoding, of_token, whole.positions[:n_rows], whole.spans[:n_rows])
-    weights = np.zeros((len(encoding), n_rows), dtype=np.float32)
+    weights = np.zeros((cut, n_rows), dtype=np.float32)
     kept = np.flatnonzero(of_token != NO_ELEMENT)
     weights[kept, of_token[kept]] = 1.0
     counts = weights.sum(axis=0)
@@ -213,6 +213,9 @@ class Frame:
         self.granularity = str(said.get("granularity", "sample" if path in split.per_text else "token"))
         self.aggregation = str(said.get("aggregation") or "mean")
         self.suffix = Suffix(split, path)
+        if self.model.task == "generation":
+            # What it finds out by a run of its own shall not be found out while a layer is replaced.
+            _ = self.model.plain_head
 
     def run(self, method: ImportanceMethod, questions: Iterable[Question]) -> Iterator[LocalImportance]:
         """Yield each text's importances, in order."""
