@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from interpreto_mlops.errors import InputError, IntegrityError, UnknownNameError
 
@@ -26,8 +26,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 _INDEX = "index.json"
 _TEXTS = "texts.jsonl"
-_OURS = re.compile(r"(shard-\d{5,}\.safetensors|texts\.jsonl|index\.json)(\.partial)?")
-_SHARD_BYTES = 64 * 2**20
+_OURS = re.compile(r"((shard-\d{5,}|pending-\d+)\.safetensors|texts\.jsonl|index\.json)(\.partial)?")
+SHARD_BYTES = 64 * 2**20
 _BLOCK_ROWS = 256
 _BUFFER_BYTES = 64 * 2**20
 
@@ -42,13 +42,14 @@ class ActivationSet:
 
     Arguments:
         path: the folder.
+        verify: compare every file with its sha256, which reads them all; sizes are compared anyway.
 
     Raises:
         InputError: the folder holds no activation set (an interrupted harvest leaves none).
-        IntegrityError: its index cannot be read, or a file is missing.
+        IntegrityError: its index cannot be read, or a file is missing, truncated or, if verified, changed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, verify: bool = False) -> None:
         self.path = Path(path)
         index = _read_index(self.path)
         self.provenance: dict[str, Any] = index["provenance"]
@@ -58,15 +59,18 @@ class ActivationSet:
         self.dtype: str = index["dtype"]
         self.mean: Moments = np.asarray(index["statistics"]["mean"], dtype=np.float64)
         self.variance: Moments = np.asarray(index["statistics"]["variance"], dtype=np.float64)
+        self.mean_norm: float = index["statistics"]["mean_norm"]
         self._n_rows: int = index["n_rows"]
         self._shards: list[dict[str, Any]] = index["shards"]
         self._texts: dict[str, Any] = index["texts"]
         self._open: dict[int, Any] = {}
+        if verify:
+            self.verify()
 
     @classmethod
-    def open(cls, path: str | Path) -> ActivationSet:
+    def open(cls, path: str | Path, *, verify: bool = False) -> ActivationSet:
         """Open the set in a folder; the arguments and errors are those of the class."""
-        return cls(path)
+        return cls(path, verify=verify)
 
     def __len__(self) -> int:
         return self._n_rows
@@ -78,6 +82,11 @@ class ActivationSet:
     def shape(self) -> tuple[int, int]:
         """Rows and width."""
         return self._n_rows, self.width
+
+    @property
+    def rms_norm(self) -> float:
+        """The root of the mean squared norm of a row; `mean_norm` is the mean norm."""
+        return float(np.sqrt((self.variance + self.mean**2).sum()))
 
     @property
     def second_moment(self) -> Moments:
@@ -209,6 +218,7 @@ class ActivationWriter:
         width: numbers in a row.
         dtype: how they are stored: `float32`, `float16` or `bfloat16`.
         shard_bytes: about how large a shard is.
+        resume: what `suspend` returned, to go on from there.
 
     Raises:
         InputError: there is an activation set in the folder already.
@@ -216,7 +226,15 @@ class ActivationWriter:
     """
 
     def __init__(
-        self, path: Path, layer: str, granularity: str, width: int, dtype: str, *, shard_bytes: int = _SHARD_BYTES
+        self,
+        path: Path,
+        layer: str,
+        granularity: str,
+        width: int,
+        dtype: str,
+        *,
+        shard_bytes: int | None = None,
+        resume: Mapping[str, Any] | None = None,
     ) -> None:
         if dtype not in DTYPES:
             raise UnknownNameError("dtype", dtype, DTYPES)
@@ -226,14 +244,18 @@ class ActivationWriter:
         self.n_rows = 0
         self._facts = {"layer": layer, "granularity": granularity, "width": width, "dtype": dtype}
         self._dtype = DTYPES[dtype]
-        self._rows_per_shard = max(1, shard_bytes // (width * self._dtype.itemsize))
+        self._rows_per_shard = max(1, (shard_bytes or SHARD_BYTES) // (width * self._dtype.itemsize))
         self._pieces: list[dict[str, torch.Tensor]] = []
         self._waiting = 0
         self._shards: list[dict[str, Any]] = []
         self._mean = np.zeros(width)
         self._squares = np.zeros(width)
-        self.discard()
+        self._norms = 0.0
+        if resume is None:
+            self.discard()
         path.mkdir(parents=True, exist_ok=True)
+        if resume is not None:
+            self._go_on(resume)
 
     def add(self, activations: torch.Tensor, columns: Mapping[str, npt.NDArray[np.int32]]) -> None:
         """Append rows.
@@ -263,6 +285,7 @@ class ActivationWriter:
         delta = mean - self._mean
         self._squares += ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.n_rows * len(rows) / total)
         self._mean += delta * (len(rows) / total)
+        self._norms += float(np.sqrt((rows**2).sum(axis=1)).sum())
         self.n_rows = total
 
     def _write_shard(self, rows: int) -> None:
@@ -274,8 +297,54 @@ class ActivationWriter:
         partial = self.path / f"{name}.partial"
         save_file(shard, partial)
         with partial.open("rb") as file:
-            self._shards.append({"file": name, "rows": rows, "sha256": _sha256(file)})
+            entry = {"file": name, "rows": rows, "bytes": partial.stat().st_size, "sha256": _sha256(file)}
+        self._shards.append(entry)
         partial.replace(self.path / name)
+
+    @property
+    def n_shards(self) -> int:
+        """How many shards are complete."""
+        return len(self._shards)
+
+    def suspend(self, number: int) -> dict[str, Any]:
+        """Write the rows that fill no shard yet, under that number, and return what a later writer goes on from."""
+        pending = None
+        if self._waiting:
+            pending = f"pending-{number}.safetensors"
+            partial = self.path / f"{pending}.partial"
+            save_file({name: torch.cat([piece[name] for piece in self._pieces]) for name in self._pieces[0]}, partial)
+            partial.replace(self.path / pending)
+        return {
+            "shards": list(self._shards),
+            "pending": pending,
+            "n_rows": self.n_rows,
+            "mean": self._mean.tolist(),
+            "squares": self._squares.tolist(),
+            "norms": self._norms,
+        }
+
+    def forget_suspended(self, number: int | None) -> None:
+        """Remove the rows that were written by `suspend`, but for those under that number."""
+        for file in self.path.glob("pending-*.safetensors*"):
+            if file.name != f"pending-{number}.safetensors":
+                file.unlink()
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self._shards = list(state["shards"])
+        self.n_rows, self._norms = state["n_rows"], state["norms"]
+        self._mean, self._squares = np.asarray(state["mean"]), np.asarray(state["squares"])
+        known = {entry["file"] for entry in self._shards} | {state["pending"]}
+        for entry in self._shards:
+            _check_size(self.path, entry)
+        if state["pending"] is not None:
+            try:
+                piece = load_file(self.path / state["pending"])
+            except (SafetensorError, OSError) as error:
+                raise IntegrityError(f"cannot read {state['pending']!r} of {str(self.path)!r}: {error}") from error
+            self._pieces, self._waiting = [piece], len(piece["activations"])
+        for file in self.path.iterdir():
+            if _OURS.fullmatch(file.name) and file.name not in known:
+                file.unlink()
 
     def close(self, texts: Path, provenance: Mapping[str, Any]) -> None:
         """Write what is left, and then the index.
@@ -289,7 +358,7 @@ class ActivationWriter:
         partial = self.path / f"{_TEXTS}.partial"
         shutil.copyfile(texts, partial)
         with partial.open("rb") as file:
-            digest = _sha256(file)
+            digest, size = _sha256(file), partial.stat().st_size
         partial.replace(self.path / _TEXTS)
         index = {
             "schema": SCHEMA,
@@ -297,15 +366,17 @@ class ActivationWriter:
             "n_rows": self.n_rows,
             "provenance": dict(provenance),
             "shards": self._shards,
-            "texts": {"file": _TEXTS, "sha256": digest},
+            "texts": {"file": _TEXTS, "bytes": size, "sha256": digest},
             "statistics": {
                 "mean": self._mean.tolist(),
                 "variance": (self._squares / max(self.n_rows, 1)).tolist(),
+                "mean_norm": self._norms / max(self.n_rows, 1),
             },
         }
         partial = self.path / f"{_INDEX}.partial"
         partial.write_text(json.dumps(index, indent=1), encoding="ascii")
         partial.replace(self.path / _INDEX)
+        self.forget_suspended(None)
 
     def discard(self) -> None:
         """Remove the files of a harvest that has not come to its end."""
@@ -355,4 +426,15 @@ def _read_index(path: Path) -> dict[str, Any]:
     for name in names:
         if name != Path(name).name or not (path / name).is_file():
             raise IntegrityError(f"the activation set {str(path)!r} lacks its file {name!r}")
+    for entry in [*index["shards"], index["texts"]]:
+        _check_size(path, entry)
     return index
+
+
+def _check_size(path: Path, entry: Mapping[str, Any]) -> None:
+    file = path / entry["file"]
+    size = file.stat().st_size if file.is_file() else 0
+    if size != entry["bytes"]:
+        raise IntegrityError(
+            f"the file {entry['file']!r} of the activation set {str(path)!r} has {size} bytes, not {entry['bytes']}"
+        )

@@ -17,13 +17,27 @@ _INCIDENTAL |= {"_attn_implementation", "_attn_implementation_internal", "_attn_
 def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the sha256 over configuration, weights (names, dtypes, shapes, bytes) and tokenizer, in hex."""
     digest = hashlib.sha256()
-    config = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(_config_text(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(hashlib.sha256(_bytes(_present(model, name, tensor))).digest())
     digest.update(_tokenizer_text(tokenizer).encode())
     return digest.hexdigest()
+
+
+def config_sha256(model: PreTrainedModel) -> str:
+    """Return the sha256 of the configuration alone, in hex."""
+    return hashlib.sha256(_config_text(model).encode()).hexdigest()
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the sha256 of the tokenizer alone, in hex."""
+    return hashlib.sha256(_tokenizer_text(tokenizer).encode()).hexdigest()
+
+
+def _config_text(model: PreTrainedModel) -> str:
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _INCIDENTAL}
+    return json.dumps(config, sort_keys=True, default=str)
 
 
 def _present(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> torch.Tensor:

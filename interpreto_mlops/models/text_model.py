@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, modeling_util
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.encoding import Encoding, Ids
 from interpreto_mlops.models.execution import Execution
-from interpreto_mlops.models.fingerprint import fingerprint
+from interpreto_mlops.models.fingerprint import config_sha256, fingerprint, tokenizer_sha256
 from interpreto_mlops.models.heads import find_plain_head
 from interpreto_mlops.models.tokenizing import UNSET_LENGTH, TextTokens
 
@@ -176,6 +176,14 @@ class TextModel:
         """The sha256 of configuration, weights and tokenizer at the time of the first call."""
         return fingerprint(self.model, self.tokenizer)
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes of the configuration and the tokenizer alone, which say what of a fingerprint is another."""
+        return {
+            "config_sha256": config_sha256(self.model),
+            "tokenizer_sha256": tokenizer_sha256(self.tokenizer),
+        }
+
     @cached_property
     def accepts(self) -> frozenset[str]:
         """The names of the arguments of the model's forward."""
@@ -248,13 +256,13 @@ class TextModel:
         """How the tokenizer turns texts into encodings for this model."""
         return TextTokens(self.tokenizer, self.max_length, takes_segments="token_type_ids" in self.accepts)
 
-    def encode(self, texts: Iterable[str | tuple[str, str]]) -> Iterator[Encoding]:
+    def encode(self, texts: Iterable[str | tuple[str, str]], *, first: int = 0) -> Iterator[Encoding]:
         """Tokenise texts lazily, as `TextTokens.encode` does, cutting those that are longer than the model takes.
 
         Raises:
             InputError: something other than a string among the texts, or one string instead of a list of them.
         """
-        return self.tokens.encode(texts)
+        return self.tokens.encode(texts, first=first)
 
     def inputs(self, encodings: Sequence[Encoding], ids: Sequence[Any] | None = None) -> dict[str, torch.Tensor]:
         """Pad rows on the right into the model's inputs, on its device.

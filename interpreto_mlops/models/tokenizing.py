@@ -45,10 +45,11 @@ class TextTokens:
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         return np.asarray(sorted(special - ({tokenizer.unk_token_id} - ends)), dtype=np.int64)
 
-    def encode(self, texts: Iterable[str | tuple[str, str]]) -> Iterator[Encoding]:
+    def encode(self, texts: Iterable[str | tuple[str, str]], *, first: int = 0) -> Iterator[Encoding]:
         """Tokenise texts lazily, cutting those that are longer than the model takes on the right, with a warning.
 
         A tuple of two strings is a pair, such as premise and hypothesis; its text is both with a line break between.
+        Places are counted from `first`.
 
         Raises:
             InputError: something other than a string among the texts, or one string instead of a list of them.
@@ -56,7 +57,7 @@ class TextTokens:
         if isinstance(texts, str):
             raise InputError(f"give a list of texts, not one string ({texts[:40]!r})")
         iterator = iter(texts)
-        index = 0
+        index = first
         while chunk := list(islice(iterator, _TOKENIZER_CHUNK)):
             for place, text in enumerate(chunk, index):
                 for part in _parts(text):

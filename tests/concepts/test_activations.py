@@ -267,7 +267,7 @@ def test_a_directory_holds_a_set_for_each_layer(tiny_model: MakeModel, texts: li
         "bert.encoder.layer.1", "token", "float16", 32,
     )  # fmt: skip
     with pytest.raises(InputError, match="already; give another directory"):
-        split.get_activations(texts, directory=tmp_path / "deep" / "folder")
+        split.get_activations(texts, directory=tmp_path / "deep" / "folder", dtype="float16", resume=False)
     again.verify()
 
 
@@ -359,8 +359,21 @@ def test_provenance_says_what_was_seen(tiny_model: MakeModel, texts: list[str]) 
     (given,) = split.get_activations(texts).values()
     dataset = TextDataset("reviews", tuple(texts), tuple("abcde"), source="a file")
     (named,) = split.get_activations(dataset).values()
+    harvest = given.provenance["harvest"]
+    assert harvest["token_budget"] == 1024
     assert given.provenance == {
-        "model": {"name": "tiny", "uri": model.uri, "fingerprint": model.fingerprint, "model_id": None},
+        "harvest": harvest,
+        "model": {
+            "name": "tiny",
+            "uri": model.uri,
+            "fingerprint": model.fingerprint,
+            "model_id": None,
+            "class": "BertForSequenceClassification",
+            "dtype": "float32",
+            **model.identity,
+        },
+        "aggregation": "mean",
+        "autocast_error": None,
         "layer": "bert.encoder.layer.1",
         "granularity": "token",
         "width": 32,
