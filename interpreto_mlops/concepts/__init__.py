@@ -16,6 +16,7 @@ from interpreto_mlops.concepts.importance import (
     local_importance,
 )
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Word, top_words
+from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
     METRICS,
     ActivationDensity,
@@ -67,20 +68,24 @@ __all__ = [
     "ConceptImportance",
     "ConceptMetric",
     "Context",
+    "InterventionEffect",
     "LocalImportance",
     "ModelWithSplitPoints",
     "Word",
+    "ablate",
     "check_belongs",
     "concept_importance",
     "evaluate",
     "evaluate_effect",
     "evaluate_rows",
     "fit_together",
+    "intervention_effect",
     "local_importance",
     "probe_texts",
     "sparse_probing",
     "stability",
     "stability_random",
+    "steer",
     "top_words",
 ]
 __all__ += [family.__name__ for _, family in DICTIONARIES.items()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -31,6 +31,8 @@ C = TypeVar("C")
 
 # Texts of like length meet in windows of this many batches' tokens.
 _WINDOW_BATCHES = 16
+# Changed codes that are in memory together.
+_VARIANTS_AT_ONCE = 4096
 
 
 class _Methods(Registry[type["ImportanceMethod"]]):
@@ -137,20 +139,51 @@ class LocalImportance:
         return tuple(np.argsort(-np.abs(self.totals[target]), kind="stable")[:k].tolist())
 
 
+def _nothing() -> torch.Tensor:
+    return torch.empty(0)
+
+
 @dataclass
 class Subject:
-    """One text on its way: what is asked, and what was found so far."""
+    """One text on its way; what is below `weights` is found when it is run for the first time.
+
+    Arguments:
+        question: what is asked.
+        plan: its rows.
+        weights: how much of a row's change each token gets, shape (tokens, rows).
+        output: what the layer puts out, shape (tokens, width).
+        rows: of activations, shape (rows, width).
+        codes: shape (rows, n_concepts).
+        read: what was read from the model.
+        full: the scores, shape (targets,).
+        gradients: of the scores by the codes, shape (targets, rows, n_concepts), where a method wants them.
+    """
 
     question: Question
     plan: RowPlan
     weights: torch.Tensor
-    """How much of a row's change each token gets, shape (tokens, rows)."""
-    output: torch.Tensor | None = None
-    rows: torch.Tensor | None = None
-    codes: torch.Tensor | None = None
+    output: torch.Tensor = field(default_factory=_nothing)
+    rows: torch.Tensor = field(default_factory=_nothing)
+    codes: torch.Tensor = field(default_factory=_nothing)
+    read: Floats = field(default_factory=lambda: np.zeros(0))
     objective: Objective | None = None
-    full: Floats | None = None
-    gradients: torch.Tensor | None = None
+    full: Floats = field(default_factory=lambda: np.zeros(0))
+    gradients: torch.Tensor = field(default_factory=_nothing)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """What is scored, once that is known."""
+        return () if self.objective is None else self.objective.targets
+
+    @property
+    def active(self) -> npt.NDArray[np.int64]:
+        """The concepts that the text holds."""
+        return np.flatnonzero((self.codes != 0).any(dim=0).numpy())
+
+    def scored(self, read: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the targets, shape (targets,), from what was read, shape (width,)."""
+        assert self.objective is not None
+        return self.objective(read[None])[0]
 
 
 def subject(question: Question, granularity: str, aggregation: str) -> Subject:
@@ -219,19 +252,34 @@ class Frame:
 
     def run(self, method: ImportanceMethod, questions: Iterable[Question]) -> Iterator[LocalImportance]:
         """Yield each text's importances, in order."""
-        for window in self._windows(questions):
-            subjects = [self._subject(question) for question in window]
-            points = method.points[0].tolist() if isinstance(method, GradientMethod) else []
-            self._observe(subjects, gradients=points == [1.0])
+        points = method.points[0].tolist() if isinstance(method, GradientMethod) else []
+        for subjects in self.subjects(questions, gradients=points == [1.0]):
             if isinstance(method, VariantMethod):
                 yield from self._by_variants(method, subjects)
             elif isinstance(method, GradientMethod):
                 if points != [1.0]:
                     self._path_gradients(method, subjects)
                 for each in subjects:
-                    assert each.codes is not None
-                    assert each.gradients is not None
                     yield self._local(each, values=method.values(each.codes, each.gradients))
+
+    def subjects(self, questions: Iterable[Question], *, gradients: bool = False) -> Iterator[list[Subject]]:
+        """Yield windows of texts that were run once: layer's output, codes, scores, and gradients where wanted."""
+        for window in self._windows(questions):
+            subjects = [self._subject(question) for question in window]
+            self._observe(subjects, gradients=gradients)
+            yield subjects
+
+    def read_with(self, subjects: Sequence[Subject], codes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what is read from the model with other codes, shape (rows, n_concepts), for each text."""
+        found: list[torch.Tensor] = [_nothing()] * len(subjects)
+        for places in pack([len(each.question.encoding) for each in subjects], self.token_budget):
+            batch = [subjects[i] for i in places]
+            moved = [self._moved(subjects[i], codes[i]) for i in places]
+            with self.model.evaluating(), torch.no_grad():
+                _, read = self._read(batch, moved)
+            for place, each, row in zip(places, batch, read, strict=True):
+                found[place] = self._own(each, row)
+        return found
 
     def _subject(self, question: Question) -> Subject:
         question.narrow(self.mode)
@@ -307,15 +355,25 @@ class Frame:
 
     def _settle(self, each: Subject, read: torch.Tensor) -> torch.Tensor:
         """Say what is explained, now that the text's outputs are known; return its scores, shape (targets,)."""
+        own = self._own(each, read)
+        each.read = own.detach().double().cpu().numpy()
+        each.objective = each.question.settle(each.read, self.mode)
+        scores = each.scored(own)
+        each.full = scores.detach().double().cpu().numpy()
+        return scores
+
+    def _own(self, each: Subject, read: torch.Tensor) -> torch.Tensor:
+        """Return a text's part of what was read for a batch, shape (width,).
+
+        Raises:
+            ModelOutputError: it is not finite.
+        """
         question = each.question
         own = read if question.readout.width is None else read[: question.readout.width]
         if not bool(own.isfinite().all()):
             encoding = question.encoding
             raise ModelOutputError(f"the model gives NaN or infinity for text {encoding.index}: {encoding.text[:60]!r}")
-        each.objective = question.settle(own.detach().double().cpu().numpy(), self.mode)
-        scores = each.objective(own[None])[0]
-        each.full = scores.detach().double().cpu().numpy()
-        return scores
+        return own
 
     def _gradients(self, scores: Sequence[torch.Tensor], leaf: torch.Tensor) -> torch.Tensor:
         """Return the gradients of each text's targets by the layer's output, shape (texts, targets, …)."""
@@ -332,7 +390,6 @@ class Frame:
         each.codes = self.dictionary.encode(each.rows) if len(each.rows) else torch.zeros(0, self.dictionary.n_concepts)
 
     def _rows(self, each: Subject) -> torch.Tensor:
-        assert each.output is not None
         tokens = each.output.float().cpu()
         if self.aggregation == "sum":
             return (each.weights > 0).float().T @ tokens
@@ -341,38 +398,30 @@ class Frame:
 
     def _of_codes(self, each: Subject, of_output: torch.Tensor) -> torch.Tensor:
         """Return gradients by codes, shape (targets, rows, n_concepts), from those by the layer's output."""
-        assert each.codes is not None
         by_token = of_output.float().cpu()
         by_token = by_token[:, : len(each.weights)] if self.path not in self.split.per_text else by_token[:, None]
         of_rows = torch.einsum("tr,gtw->grw", each.weights, by_token)
         return torch.stack([self.dictionary.gradient(each.codes, target) for target in of_rows])
 
-    def _moved(self, each: Subject, kept: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output for the text with shares of its codes kept, shape (tokens, width)."""
-        assert each.output is not None
-        assert each.codes is not None
-        assert each.rows is not None
-        changed = self.dictionary.decode(each.codes * kept)
+    def _moved(self, each: Subject, codes: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output for the text with other codes, shape (tokens, width)."""
         before = self.dictionary.decode(each.codes) if self.keep_error else each.rows
-        return each.output.float().cpu() + each.weights @ (changed - before)
+        return each.output.float().cpu() + each.weights @ (self.dictionary.decode(codes) - before)
 
     def _path_gradients(self, method: GradientMethod, subjects: list[Subject]) -> None:
         shares, weights = method.points
         for each in subjects:
-            assert each.full is not None
-            assert each.codes is not None
             each.gradients = torch.zeros(len(each.full), *each.codes.shape, dtype=torch.float64)
         items = [(each, share, weight) for each in subjects for share, weight in zip(shares, weights, strict=True)]
         lengths = [len(each.question.encoding) for each, _, _ in items]
         for places in pack(lengths, self.token_budget):
             batch = [items[i] for i in places]
-            moved = [self._moved(each, torch.tensor(float(share))) for each, share, _ in batch]
+            moved = [self._moved(each, each.codes * float(share)) for each, share, _ in batch]
             with torch.inference_mode(False), self.model.evaluating(), self.model.frozen(), torch.no_grad():
                 leaf, read = self._read([each for each, _, _ in batch], moved, gradients=True)
-                scores = [self._scores(each, row) for (each, _, _), row in zip(batch, read, strict=True)]
+                scores = [each.scored(self._own(each, row)) for (each, _, _), row in zip(batch, read, strict=True)]
                 found = self._gradients(scores, leaf)
             for (each, _, weight), gradient, score in zip(batch, found, scores, strict=True):
-                assert each.gradients is not None
                 each.gradients += float(weight) * self._of_codes(each, gradient[: len(score)]).double()
 
     def _read(
@@ -399,25 +448,12 @@ class Frame:
         read = self.suffix.read(inputs, readouts, replace)
         return put[-1], read
 
-    def _scores(self, each: Subject, read: torch.Tensor) -> torch.Tensor:
-        assert each.objective is not None
-        width = each.question.readout.width
-        own = read if width is None else read[:width]
-        if not bool(own.isfinite().all()):
-            encoding = each.question.encoding
-            raise ModelOutputError(
-                f"the model gives NaN or infinity for changed concepts of text {encoding.index}: {encoding.text[:60]!r}"
-            )
-        scores: torch.Tensor = each.objective(own[None])[0]
-        return scores
-
     def _by_variants(self, method: VariantMethod, subjects: list[Subject]) -> Iterator[LocalImportance]:
         """Run the programs of all texts side by side, so that batches are full."""
         results: dict[int, Floats] = {}
         running: dict[int, tuple[Steps, Masks]] = {}
         for place, each in enumerate(subjects):
-            assert each.full is not None
-            n_active = len(_active(each))
+            n_active = len(each.active)
             if n_active == 0:
                 results[place] = np.zeros((len(each.full), 0))
                 continue
@@ -429,9 +465,8 @@ class Frame:
                 del running[place]
                 self._advance(place, steps, answers[place], running, results)
         for place, each in enumerate(subjects):
-            assert each.full is not None
             totals = np.zeros((len(each.full), self.dictionary.n_concepts))
-            totals[:, _active(each)] = results[place]
+            totals[:, each.active] = results[place]
             yield self._local(each, totals=totals)
 
     def _advance(
@@ -450,28 +485,19 @@ class Frame:
     def _score(self, wanted: dict[int, Masks], subjects: list[Subject]) -> dict[int, Floats]:
         """Return the scores of each text's masks, shape (variants, targets); an identical mask is run once."""
         distinct = {place: np.unique(masks, axis=0, return_inverse=True) for place, masks in wanted.items()}
+        found = {place: np.zeros((len(masks), len(subjects[place].full))) for place, (masks, _) in distinct.items()}
         items = [(place, number) for place, (masks, _) in distinct.items() for number in range(len(masks))]
-        found = {
-            place: np.zeros((len(masks), len(_known(subjects[place].full)))) for place, (masks, _) in distinct.items()
-        }
-        lengths = [len(subjects[place].question.encoding) for place, _ in items]
-        for places in pack(lengths, self.token_budget):
-            batch = [items[i] for i in places]
-            moved = [
-                self._moved(subjects[place], _kept(subjects[place], distinct[place][0][number]))
-                for place, number in batch
-            ]
-            with self.model.evaluating(), torch.no_grad():
-                _, read = self._read([subjects[place] for place, _ in batch], moved)
-                for (place, number), row in zip(batch, read, strict=True):
-                    found[place][number] = self._scores(subjects[place], row).double().cpu().numpy()
+        for start in range(0, len(items), _VARIANTS_AT_ONCE):
+            part = items[start : start + _VARIANTS_AT_ONCE]
+            chosen = [subjects[place] for place, _ in part]
+            codes = [_masked(subjects[place], distinct[place][0][number]) for place, number in part]
+            for (place, number), read in zip(part, self.read_with(chosen, codes), strict=True):
+                found[place][number] = subjects[place].scored(read).double().cpu().numpy()
         return {place: found[place][inverse.reshape(-1)] for place, (_, inverse) in distinct.items()}
 
     def _local(
         self, each: Subject, *, values: torch.Tensor | None = None, totals: Floats | None = None
     ) -> LocalImportance:
-        assert each.objective is not None
-        assert each.codes is not None
         by_row = None if values is None else values.double().numpy()
         if totals is None:
             assert by_row is not None
@@ -480,27 +506,17 @@ class Frame:
         return LocalImportance(
             encoding.index,
             encoding.text,
-            each.objective.targets,
+            each.targets,
             each.plan.spans,
             each.codes.numpy(),
             totals,
             by_row,
-            _known(each.full),
+            each.full,
         )
 
 
-def _known(full: Floats | None) -> Floats:
-    assert full is not None
-    return full
-
-
-def _active(each: Subject) -> npt.NDArray[np.int64]:
-    assert each.codes is not None
-    return np.flatnonzero((each.codes != 0).any(dim=0).numpy())
-
-
-def _kept(each: Subject, mask: Masks) -> torch.Tensor:
-    assert each.codes is not None
+def _masked(each: Subject, mask: Masks) -> torch.Tensor:
+    """Return a text's codes with shares of its active concepts kept."""
     kept = torch.ones(each.codes.shape[1])
-    kept[torch.from_numpy(_active(each))] = torch.from_numpy(np.asarray(mask, dtype=np.float32))
-    return kept
+    kept[torch.from_numpy(each.active)] = torch.from_numpy(np.asarray(mask, dtype=np.float32))
+    return each.codes * kept
