@@ -245,7 +245,9 @@ class ActivationWriter:
         self._facts = {"layer": layer, "granularity": granularity, "width": width, "dtype": dtype}
         self._dtype = DTYPES[dtype]
         self._rows_per_shard = max(1, (shard_bytes or SHARD_BYTES) // (width * self._dtype.itemsize))
-        self._pieces: list[dict[str, torch.Tensor]] = []
+        # Rows that fill no shard yet lie at the head of a buffer that is made once.
+        self._buffer = torch.empty((0, width), dtype=self._dtype)
+        self._columns: list[dict[str, torch.Tensor]] = []
         self._waiting = 0
         self._shards: list[dict[str, Any]] = []
         self._mean = np.zeros(width)
@@ -267,39 +269,58 @@ class ActivationWriter:
         Raises:
             InputError: a number is too large for the dtype.
         """
-        stored = activations.to(self._dtype)
+        self.room(len(activations)).copy_(activations)
+        self.take(len(activations), columns)
+
+    def room(self, rows: int) -> torch.Tensor:
+        """Return where the next rows go, shape (rows, width), in the stored dtype; `take` then appends them."""
+        if len(self._buffer) < self._waiting + rows:
+            larger = torch.empty((self._rows_per_shard + rows, self._buffer.shape[1]), dtype=self._dtype)
+            larger[: self._waiting] = self._buffer[: self._waiting]
+            self._buffer = larger
+        return self._buffer[self._waiting : self._waiting + rows]
+
+    def take(self, rows: int, columns: Mapping[str, npt.NDArray[np.int32]]) -> None:
+        """Append the rows that were put where `room` said; the columns and errors are those of `add`."""
+        stored = self.room(rows)
         if self._dtype is torch.float16 and not bool(stored.isfinite().all()):
             raise InputError(f"activations of {self._facts['layer']!r} are too large for 'float16'; use 'bfloat16'")
-        self._gather(stored.double().numpy())
-        self._pieces.append({"activations": stored, **{name: torch.from_numpy(c) for name, c in columns.items()}})
-        self._waiting += len(stored)
+        self._gather(stored)
+        self._columns.append({name: torch.from_numpy(column) for name, column in columns.items()})
+        self._waiting += rows
         while self._waiting >= self._rows_per_shard:
             self._write_shard(self._rows_per_shard)
 
-    def _gather(self, rows: Moments) -> None:
-        # The pairwise update of Chan, Golub and LeVeque (1979), which loses nothing when the mean is large.
-        if not len(rows):
-            return
-        mean = rows.mean(axis=0)
-        total = self.n_rows + len(rows)
-        delta = mean - self._mean
-        self._squares += ((rows - mean) ** 2).sum(axis=0) + delta**2 * (self.n_rows * len(rows) / total)
-        self._mean += delta * (len(rows) / total)
-        self._norms += float(np.sqrt((rows**2).sum(axis=1)).sum())
-        self.n_rows = total
+    def _gather(self, rows: torch.Tensor) -> None:
+        # The pairwise update of Chan, Golub and LeVeque (1979), which loses nothing when the mean is large; by blocks
+        # that stay in the processor's cache.
+        self._norms += float(torch.linalg.vector_norm(rows.float(), dim=1).double().sum())
+        for part in rows.split(_BLOCK_ROWS):
+            block = part.double()
+            mean = block.mean(dim=0)
+            squares = block.sub_(mean).square_().sum(dim=0).numpy()
+            total = self.n_rows + len(block)
+            delta = mean.numpy() - self._mean
+            self._squares += squares + delta**2 * (self.n_rows * len(block) / total)
+            self._mean += delta * (len(block) / total)
+            self.n_rows = total
 
     def _write_shard(self, rows: int) -> None:
-        joined = {name: torch.cat([piece[name] for piece in self._pieces]) for name in self._pieces[0]}
-        shard = {name: column[:rows].contiguous() for name, column in joined.items()}
-        self._pieces = [{name: column[rows:].clone() for name, column in joined.items()}]
-        self._waiting -= rows
+        columns = self._joined()
+        shard = {name: column[:rows].contiguous() for name, column in columns.items()}
         name = f"shard-{len(self._shards):05d}.safetensors"
         partial = self.path / f"{name}.partial"
-        save_file(shard, partial)
+        save_file({"activations": self._buffer[:rows], **shard}, partial)
         with partial.open("rb") as file:
             entry = {"file": name, "rows": rows, "bytes": partial.stat().st_size, "sha256": _sha256(file)}
         self._shards.append(entry)
         partial.replace(self.path / name)
+        self._columns = [{name: column[rows:].clone() for name, column in columns.items()}]
+        self._buffer[: self._waiting - rows] = self._buffer[rows : self._waiting].clone()
+        self._waiting -= rows
+
+    def _joined(self) -> dict[str, torch.Tensor]:
+        return {name: torch.cat([part[name] for part in self._columns]) for name in self._columns[0]}
 
     @property
     def n_shards(self) -> int:
@@ -312,7 +333,7 @@ class ActivationWriter:
         if self._waiting:
             pending = f"pending-{number}.safetensors"
             partial = self.path / f"{pending}.partial"
-            save_file({name: torch.cat([piece[name] for piece in self._pieces]) for name in self._pieces[0]}, partial)
+            save_file({"activations": self._buffer[: self._waiting], **self._joined()}, partial)
             partial.replace(self.path / pending)
         return {
             "shards": list(self._shards),
@@ -341,7 +362,8 @@ class ActivationWriter:
                 piece = load_file(self.path / state["pending"])
             except (SafetensorError, OSError) as error:
                 raise IntegrityError(f"cannot read {state['pending']!r} of {str(self.path)!r}: {error}") from error
-            self._pieces, self._waiting = [piece], len(piece["activations"])
+            self._buffer = piece.pop("activations")
+            self._columns, self._waiting = [piece], len(self._buffer)
         for file in self.path.iterdir():
             if _OURS.fullmatch(file.name) and file.name not in known:
                 file.unlink()

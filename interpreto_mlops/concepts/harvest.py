@@ -249,7 +249,7 @@ class Harvest:
     def _write(self, plans: list[RowPlan], bar: Any) -> None:
         """Capture the rows of a window, and write them in the order of its texts."""
         starts = np.cumsum([0, *map(len, plans)])
-        rows = {path: torch.empty((int(starts[-1]), width)) for path, width in self.split.widths.items()}
+        rows = {path: writer.room(int(starts[-1])) for path, writer in self.writers.items()}
         wanted = [i for i, plan in enumerate(plans) if len(plan)]
         for batch in pack([len(plans[i].encoding) for i in wanted], self.plan.token_budget):
             places = [wanted[place] for place in batch]
@@ -258,8 +258,8 @@ class Harvest:
         bar.update(len(plans) - len(wanted))
         if starts[-1]:
             columns = _columns(plans)
-            for path, writer in self.writers.items():
-                writer.add(rows[path], columns)
+            for writer in self.writers.values():
+                writer.take(int(starts[-1]), columns)
 
     def _capture(self, plans: list[RowPlan], starts: npt.NDArray[np.int64], rows: dict[str, torch.Tensor]) -> None:
         """Put the rows of a batch in their places."""
@@ -281,7 +281,7 @@ class Harvest:
         for path, output in outputs.items():
             found = (batch.of_texts if path in self.split.per_text else batch.of_tokens)(output).cpu()
             _check_finite(found, path, batch)
-            rows[path][batch.targets] = found
+            rows[path][batch.targets] = found.to(rows[path].dtype)
 
     def _measure(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
         """Compare the first batch in half precision with the same in the model's own."""
@@ -375,6 +375,9 @@ def _columns(plans: list[RowPlan]) -> dict[str, npt.NDArray[np.int32]]:
 
 
 def _check_finite(rows: torch.Tensor, path: str, batch: BatchRows) -> None:
+    # A sum is finite unless a term is not (or it overflows, which the exact check then clears): one cheap look first.
+    if bool(torch.isfinite(rows.sum())):
+        return
     finite = rows.isfinite().all(dim=1)
     if bool(finite.all()):
         return
