@@ -292,7 +292,6 @@ class TestContributingExamples:
 def test_the_readme_counts_the_methods_and_metrics_that_there_are():
     from interpreto_mlops.attributions import METHODS
     from interpreto_mlops.attributions.metrics import METRICS
-
     from interpreto_mlops.concepts import DICTIONARIES
 
     words = {16: "sixteen", 17: "seventeen", 18: "eighteen"}
