@@ -388,6 +388,8 @@ def test_what_cannot_be_asked_is_refused(
         local_importance(split, dictionary, texts, method="magic")
     with pytest.raises(InputError, match="n_points must be a whole number of at least 1, not 0"):
         IntegratedGradients(n_points=0)
+    with pytest.raises(InputError, match="n_designs must be a power of two, as 16, 32 or 64, not 24"):
+        Sobol(n_designs=24)
     with pytest.raises(InputError, match="token_budget must be a whole number"):
         local_importance(split, dictionary, texts, token_budget=0)
     with pytest.raises(InputError, match="give a list of texts, not one string"):
