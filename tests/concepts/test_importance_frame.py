@@ -156,7 +156,8 @@ def test_a_row_of_many_tokens_moves_them_as_it_was_made(
             bump = torch.eye(dictionary.n_concepts)[i]
             assert local.totals[0, i] == pytest.approx(full - score(lambda z, b=bump: z * (1 - b)), abs=2e-5)
             step = 1e-2 * float(np.abs(local.codes).max())
-            rise = (score(lambda z, b=bump: z + step * b) - score(lambda z, b=bump: z - step * b)) / (2 * step)
+            ends = [score(lambda z, by=sign * step * bump: z + by) for sign in (1, -1)]
+            rise = (ends[0] - ends[1]) / (2 * step)
             assert slope.totals[0, i] == pytest.approx(rise, rel=0.05, abs=1e-4)
 
 

@@ -122,13 +122,20 @@ def test_ablation_and_shapley_values_by_brute_force(
             without = score(1.0 - np.eye(6)[i])[[0, 2]]
             np.testing.assert_allclose(ablation.totals[:, i], full - without, atol=1e-5)
         orders = list(permutations(active))
-        cache: dict[frozenset[int], Floats] = {}
+        known: dict[frozenset[int], Floats] = {}
+
+        def value(kept: Floats, known: dict[frozenset[int], Floats] = known, score: Any = score) -> Floats:
+            key = frozenset(np.flatnonzero(kept).tolist())
+            if key not in known:
+                known[key] = score(kept)[[0, 2]]
+            return known[key]
+
         for order in orders:
             kept = np.isin(np.arange(6), active, invert=True).astype(float)
             for i in order:
-                before = cache.setdefault(frozenset(np.flatnonzero(kept)), score(kept)[[0, 2]])
+                before = value(kept)
                 kept[i] = 1.0
-                after = cache.setdefault(frozenset(np.flatnonzero(kept)), score(kept)[[0, 2]])
+                after = value(kept)
                 shapley[:, i] += (after - before) / len(orders)
         np.testing.assert_allclose(by_name["shapley"][place].totals, shapley, atol=2e-5)
         inactive = [i for i in range(6) if i not in active]
