@@ -100,17 +100,25 @@ class BatchRows:
         self._counts = torch.from_numpy(np.bincount(row, minlength=int(sizes.sum())))
         self._source = torch.from_numpy(source)
 
-    def of_tokens(self, output: torch.Tensor) -> torch.Tensor:
-        """Return the rows, shape (rows, width), float32, from a layer's output, shape (texts, tokens, width)."""
-        chosen = output.flatten(0, 1).index_select(0, self._source.to(output.device)).float()
-        return aggregate(chosen, self._counts.to(output.device), self.aggregation)
+    def chosen(self, output: torch.Tensor) -> torch.Tensor:
+        """Return the vectors that make up the rows, in their order, in float32.
 
-    def of_texts(self, output: torch.Tensor) -> torch.Tensor:
-        """Return the rows, shape (rows, width), float32, from a layer's output, shape (texts, width)."""
-        return output.index_select(0, self._texts.to(output.device)).float()
+        Arguments:
+            output: what a layer puts out, shape (texts, tokens, width), or (texts, width).
+        """
+        if output.dim() == 2:
+            return output.index_select(0, self._texts.to(output.device)).float()
+        return output.flatten(0, 1).index_select(0, self._source.to(output.device)).float()
 
-    def plan_of(self, row: int) -> RowPlan:
-        """Return the text that a row of the batch comes from."""
+    def rows(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the rows, shape (rows, width), of what `chosen` has returned."""
+        if len(chosen) == len(self._texts):
+            return chosen
+        return aggregate(chosen, self._counts.to(chosen.device), self.aggregation)
+
+    def plan_of(self, place: int, count: int) -> RowPlan:
+        """Return the text of one of the `count` chosen vectors."""
+        row = place if count == len(self._texts) else int(torch.searchsorted(self._counts.cumsum(0), place, right=True))
         return self.plans[int(self._texts[row])]
 
 

@@ -382,11 +382,19 @@ def test_provenance_says_what_was_seen(tiny_model: MakeModel, texts: list[str]) 
             "digest": TextDataset("any", tuple(texts)).digest,
             "source": "given as Python objects",
             "n_texts": 5,
+            "rows_sha256": given.provenance["data"]["rows_sha256"],
         },
+        "store_error": 0.0,
         "n_rows": len(given),
         "n_truncated": 0,
     }
-    assert named.provenance["data"] == {"name": "reviews", "digest": dataset.digest, "source": "a file", "n_texts": 5}
+    assert named.provenance["data"] == {
+        "name": "reviews",
+        "digest": dataset.digest,
+        "source": "a file",
+        "n_texts": 5,
+        "rows_sha256": given.provenance["data"]["rows_sha256"],
+    }
     assert torch.equal(named.tensor(), given.tensor())
 
 
