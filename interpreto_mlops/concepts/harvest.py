@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -267,16 +267,20 @@ class Harvest:
         bar.update(len(plans) - len(wanted))
         if wanted:
             columns = _columns(plans)
-            for writer in self.writers.values():
+            for path, writer in self.writers.items():
+                _check_finite(
+                    writer.reserved, path, lambda row: plans[int(np.searchsorted(starts, row, side="right")) - 1]
+                )
                 writer.commit(columns)
 
     def _capture(self, plans: list[RowPlan], starts: npt.NDArray[np.int64]) -> None:
         """Put the rows of a batch in their places."""
         inputs = self.split.model.inputs([plan.encoding for plan in plans])
+        batch = BatchRows(plans, starts, inputs["input_ids"].shape[1], self.plan.aggregation)
         try:
-            outputs = self.split.capture(inputs)
             if not self._measured:
-                self._measure(inputs, outputs)
+                self._measure(inputs)
+            outputs = self.split.capture(inputs, lambda path, output: self._kept(path, output, batch))
         except torch.OutOfMemoryError as error:
             if len(plans) == 1:
                 encoding = plans[0].encoding
@@ -286,14 +290,22 @@ class Harvest:
             self._capture(plans[:half], starts[:half])
             self._capture(plans[half:], starts[half:])
             return
-        batch = BatchRows(plans, starts, inputs["input_ids"].shape[1], self.plan.aggregation)
-        for path, output in outputs.items():
-            chosen = batch.chosen(output)
-            _check_finite(chosen, path, batch)
-            self.writers[path].put(batch.targets, batch.rows(chosen).cpu())
+        for path, chosen in outputs.items():
+            if len(chosen):
+                _check_finite(chosen, path, lambda place, n=len(chosen): batch.plan_of(place, n))
+                self.writers[path].put(batch.targets, batch.rows(chosen).cpu())
 
-    def _measure(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
+    def _kept(self, path: str, output: torch.Tensor, batch: BatchRows) -> torch.Tensor:
+        """Return the vectors of a batch that make up its rows; none when they are in their places already."""
+        writer = self.writers[path]
+        if writer.dtype is torch.float32 and output.device.type == "cpu" and output.dim() == 3 and batch.runs:
+            writer.put_runs(output, batch.runs)
+            return output.new_empty(0)
+        return batch.chosen(output)
+
+    def _measure(self, inputs: dict[str, torch.Tensor]) -> None:
         """Compare the first batch in half precision with the same in the model's own."""
+        outputs = self.split.capture(inputs)
         with self.split.model.execution.exactly():
             exact = self.split.capture(inputs)
         kept = inputs["attention_mask"].bool()
@@ -385,14 +397,14 @@ def _columns(plans: list[RowPlan]) -> dict[str, npt.NDArray[np.int32]]:
     return {name: column.astype(np.int32) for name, column in columns.items()}
 
 
-def _check_finite(chosen: torch.Tensor, path: str, batch: BatchRows) -> None:
+def _check_finite(rows: torch.Tensor, path: str, plan_of: Callable[[int], RowPlan]) -> None:
     # A sum is finite unless a term is not (or it overflows, which the exact look then clears).
-    if bool(chosen.sum().isfinite()):
+    if bool(rows.sum(dtype=torch.float32).isfinite()):
         return
-    finite = chosen.isfinite().all(dim=1)
+    finite = rows.isfinite().all(dim=1)
     if bool(finite.all()):
         return
-    encoding = batch.plan_of(int(finite.int().argmin()), len(chosen)).encoding
+    encoding = plan_of(int(finite.int().argmin())).encoding
     raise ModelOutputError(
         f"the layer {path!r} puts out NaN or infinity for text {encoding.index}: {encoding.text[:60]!r}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +101,16 @@ class BatchRows:
         self._counts = torch.from_numpy(np.bincount(row, minlength=int(sizes.sum())))
         self._source = torch.from_numpy(source)
 
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int, int]] | None:
+        """For rows of one token each, side by side: text, first token, count, place among all rows; else None."""
+        counts = [len(plan) for plan in self.plans]
+        if len(self._source) != len(self._texts) or not all(_side_by_side(plan) for plan in self.plans):
+            return None
+        places = self.targets[np.cumsum(counts) - counts].tolist()
+        firsts = [int(plan.positions[0]) for plan in self.plans]
+        return list(zip(range(len(counts)), firsts, counts, places, strict=True))
+
     def chosen(self, output: torch.Tensor) -> torch.Tensor:
         """Return the vectors that make up the rows, in their order, in float32.
 
@@ -120,6 +131,11 @@ class BatchRows:
         """Return the text of one of the `count` chosen vectors."""
         row = place if count == len(self._texts) else int(torch.searchsorted(self._counts.cumsum(0), place, right=True))
         return self.plans[int(self._texts[row])]
+
+
+def _side_by_side(plan: RowPlan) -> bool:
+    first = int(plan.positions[0])
+    return bool((plan.of_token[first : first + len(plan)] == np.arange(len(plan))).all())
 
 
 def aggregate(tokens: torch.Tensor, counts: torch.Tensor, aggregation: str) -> torch.Tensor:

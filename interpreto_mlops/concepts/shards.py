@@ -42,10 +42,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def describe(path: Path, name: str) -> Entry:
     """Return the entry of a file for the index."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**18))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            digest.update(buffer[:size])
     return {"file": name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 

@@ -124,9 +124,9 @@ from tests.concepts.test_harvest import many, model
 activations.SHARD_BYTES = 64 * 32 * 4
 split = ModelWithSplitPoints(model(), [0, 2])
 plain = split.capture
-def slow(inputs):
+def slow(inputs, *rest):
     time.sleep(0.05)
-    return plain(inputs)
+    return plain(inputs, *rest)
 split.capture = slow
 split.get_activations(many(400), directory=sys.argv[1], token_budget=64, progress=False)
 """
@@ -162,7 +162,7 @@ def test_a_killed_harvest_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch:
         ActivationSet.open(broken / "bert.encoder.layer.0")
     seen = []
     plain = split.capture
-    monkeypatch.setattr(split, "capture", lambda inputs: seen.append(len(inputs["input_ids"])) or plain(inputs))
+    monkeypatch.setattr(split, "capture", lambda inputs, *rest: seen.append(len(inputs["input_ids"])) or plain(inputs, *rest))
     again = split.get_activations(many(400), directory=broken, token_budget=64, progress=False)
     assert sum(seen) == 400 - done
     assert contents(broken) == contents(undisturbed)
@@ -180,10 +180,10 @@ def broken_off(directory: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str
     split = ModelWithSplitPoints(model(), [0])
     plain = split.capture
 
-    def until_there_is_something(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def until_there_is_something(inputs: dict[str, torch.Tensor], *rest: object) -> dict[str, torch.Tensor]:
         if (directory / "harvest.json").is_file():
             raise KeyboardInterrupt
-        return plain(inputs)
+        return plain(inputs, *rest)
 
     monkeypatch.setattr(split, "capture", until_there_is_something)
     with pytest.raises(KeyboardInterrupt):
