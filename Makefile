@@ -16,7 +16,8 @@ PORT ?= 5000
 # Interpreters for `make lock`, one for each supported Python.
 PYTHONS ?= python3.10 python3.11 python3.12
 
-.PHONY: help install quickstart test check format ui lock docs clean benchmark-attributions benchmark-plausibility
+.PHONY: help install quickstart test check format ui lock docs clean benchmark-attributions benchmark-plausibility \
+	benchmark-concepts benchmark-agreement
 .DEFAULT_GOAL := help
 
 help: ## show these targets
@@ -68,6 +69,14 @@ benchmark-attributions: install ## time attributions beside other libraries, mea
 benchmark-plausibility: install ## compare attributions with the human rationales in DATA=folder; writes docs/benchmarks.md
 	@test -n "$(DATA)" || { echo "say where the data is: make $@ DATA=folder (docs/benchmarks.md)" >&2; exit 1; }
 	@$(BIN)/python benchmarks/plausibility.py --data "$(DATA)" --write
+
+benchmark-concepts: install ## time harvests, autoencoders and concept gradients, also beside other libraries; writes docs/benchmarks.md
+	@OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/concepts.py --write
+	@$(BIN)/python benchmarks/sae_quality.py --write
+
+benchmark-agreement: install ## compare concepts with human edits of reviews in DATA, on the sentiment classifier MODEL; writes docs/benchmarks.md
+	@test -n "$(MODEL)" -a -n "$(DATA)" || { echo "say where model and data are: make $@ MODEL=folder DATA=folder (docs/benchmarks.md)" >&2; exit 1; }
+	@$(BIN)/python benchmarks/concept_agreement.py --model "$(MODEL)" --data "$(DATA)" --write
 
 clean: ## remove .venv and caches; keeps the runs
 	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

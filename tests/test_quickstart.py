@@ -285,6 +285,21 @@ def test_the_code_of_the_readme_runs(quickstart, block):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("block", range(3))
+def test_the_code_about_concepts_runs(quickstart, block, tmp_path):
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/concepts.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(code) == 3
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code[block]],
+        cwd=tmp_path,
+        env={**environment(), "MLFLOW_TRACKING_URI": quickstart.uri},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_runs_on_the_quickstarts_store(quickstart, recipe):
     # What the recipe of generation names lies beside whoever runs it.

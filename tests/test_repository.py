@@ -292,8 +292,10 @@ class TestContributingExamples:
 def test_the_readme_counts_the_methods_and_metrics_that_there_are():
     from interpreto_mlops.attributions import METHODS
     from interpreto_mlops.attributions.metrics import METRICS
+    from interpreto_mlops.concepts import DICTIONARIES
 
-    words = {16: "sixteen", 18: "eighteen"}
+    words = {16: "sixteen", 17: "seventeen", 18: "eighteen"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{words[len(METHODS)]} methods" in readme
     assert f"{words[len(METRICS)]} metrics" in readme
+    assert f"{words[len(DICTIONARIES)].capitalize()} families of dictionaries" in readme

@@ -107,7 +107,7 @@ Made by `make docs` from docstrings and `--help` texts; `make check` fails when 
 """
 
 # A docstring's section: its title at the margin, then indented `name: text` entries.
-TITLE = re.compile(r"^(Arguments|Attributes|Returns|Yields|Raises|Source|Example|Examples):$")
+TITLE = re.compile(r"^(Arguments|Attributes|Returns|Yields|Warns|Raises|Source|Example|Examples):$")
 ENTRY = re.compile(r"^(\*{0,2}[\w., *]+?): (.*)$")
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)>?[^)]*\)|<(?:img|a)\b[^>]*\b(?:src|href)=\"([^\"]+)\"")
 FENCE = re.compile(r"^(```|~~~).*?^\1[`~]*\s*?$", re.DOTALL | re.MULTILINE)

@@ -168,25 +168,29 @@ class CodeStatistics:
         """
         if codes.dim() != 2 or codes.shape[1] == 0:
             raise InputError(f"codes must have the shape (rows, concepts), not {tuple(codes.shape)}")
-        _check_finite(codes, "codes")
         sizes = codes.abs()
-        active = (sizes > self.eps * sizes.amax(dim=1, keepdim=True)) & (sizes > 0)
+        largest = sizes.amax(dim=1)
+        if not bool(torch.isfinite(largest).all()):
+            _check_finite(codes, "codes")
+        active = (sizes > self.eps * largest[:, None]) & (sizes > 0)
         self._sample.add(active)
         counts = active.sum(dim=0)
         self.n_active = counts if not len(self.n_active) else self.n_active + counts
         self.n_rows += len(codes)
-        self._add_norms(sizes.double())
+        self._add_norms(sizes, largest)
 
-    def _add_norms(self, sizes: torch.Tensor) -> None:
-        totals, largest = sizes.sum(dim=1), sizes.amax(dim=1)
+    def _add_norms(self, sizes: torch.Tensor, largest: torch.Tensor) -> None:
+        # Only what is summed up needs float64: the codes themselves stay as they are, which is several times faster.
+        totals = sizes.sum(dim=1, dtype=torch.float64)
         self.absolute += float(totals.sum())
         known = largest > 0
         self.n_nonzero += int(known.sum())
         if self.n_concepts > 1:
             # Divided by the largest first, so that the squares of tiny or huge codes are numbers still.
-            scaled = sizes[known] / largest[known, None]
+            unit = torch.where(known, largest, 1.0)
+            norms = (sizes / unit[:, None]).square_().sum(dim=1, dtype=torch.float64).sqrt() * unit.double()
             root = self.n_concepts**0.5
-            self.hoyer += float(((root - scaled.sum(dim=1) / scaled.norm(dim=1)) / (root - 1.0)).sum())
+            self.hoyer += float(((root - totals[known] / norms[known]) / (root - 1.0)).sum())
 
     @property
     def n_concepts(self) -> int:

@@ -10,8 +10,8 @@ from interpreto_mlops.concepts.nonnegative import sweep
 
 # Inner sweeps over the codes for each step of the atoms.
 _SWEEPS = 2
-# Atoms and codes start from at least this share of the largest entry, for an exact zero would stay one for a while.
-_FLOOR = 1e-3
+# Atoms start from at least this share of their largest entry: from exact zeros the solver falls into worse optima.
+_FLOOR = 0.2
 _RIDGE = 1e-7
 # A convex combination's weights change by multiplication; a weight of 0 would stay 0 for ever.
 _TINY = 1e-12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def steer(
         changes: a value for each concept id, in units of the code.
         mode: `add`, `set` or `scale`; `ablate` sets to 0.
         layer: the split point; None takes the dictionary's own layer, or the only split point.
-        positions: the places of tokens to change, in the passes that are long enough to have them; None for all.
+        positions: the places of tokens to change, counted from the start of the padded row, what is in the cache
+            included; None for all, or for the first one where the dictionary was fitted on `cls`.
         allow_mismatch: take a dictionary of another model all the same.
 
     Raises:
@@ -83,10 +85,13 @@ def steer(
         )
     for position in positions or ():
         check_integer("a position", position, 0)
+    if positions is None and granularity == "cls":
+        positions = (0,)
+    cached = [0]
 
     def replace(output: torch.Tensor) -> torch.Tensor | None:
         rows = output.reshape(-1, output.shape[-1])
-        chosen = _chosen(output, positions)
+        chosen = _chosen(output, positions, cached[0])
         if not len(chosen):
             return None
         own = rows[chosen].detach().float().cpu()
@@ -96,8 +101,25 @@ def steer(
         out[chosen] += moved.to(output.device, output.dtype)
         return out.reshape(output.shape)
 
-    with split.replaced(path, replace):
+    with _counting(split, cached), split.replaced(path, replace):
         yield
+
+
+@contextmanager
+def _counting(split: Splitter, cached: list[int]) -> Iterator[None]:
+    """Note at the start of this thread's forward passes how many tokens the cache holds."""
+    owner = threading.get_ident()
+
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() == owner:
+            cache = kwargs.get("past_key_values")
+            cached[0] = 0 if cache is None else int(cache.get_seq_length())
+
+    handle = split.model.model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -107,12 +129,14 @@ def ablate(split: Splitter, dictionary: ConceptDictionary, concepts: Iterable[in
         yield
 
 
-def _chosen(output: torch.Tensor, positions: Sequence[int] | None) -> torch.Tensor:
+def _chosen(output: torch.Tensor, positions: Sequence[int] | None, cached: int) -> torch.Tensor:
     """Return which of the flattened rows are changed."""
     if positions is None or output.dim() == 2:
         return torch.arange(output.shape[:-1].numel(), device=output.device)
     n_rows, n_tokens = output.shape[:2]
-    places = torch.tensor([p for p in positions if p < n_tokens], dtype=torch.int64, device=output.device)
+    places = torch.tensor(
+        [p - cached for p in positions if 0 <= p - cached < n_tokens], dtype=torch.int64, device=output.device
+    )
     return (torch.arange(n_rows, device=output.device)[:, None] * n_tokens + places).flatten()
 
 

@@ -21,7 +21,8 @@ AGGREGATIONS = ("mean", "max", "min", "sum", "signed_max", "first", "last")
 TEXT_GRANULARITIES = ("cls", "sample")
 """What a row can be where a layer puts out one vector for each text."""
 
-_ONE_TOKEN = frozenset({"token", "all_tokens", "cls"})
+ONE_TOKEN = frozenset({"token", "all_tokens", "cls"})
+"""What a row is where it is a single token, which no aggregation changes."""
 
 Integers = npt.NDArray[np.int64]
 
@@ -48,7 +49,7 @@ class RowPlan:
 
 def plan_rows(encoding: Encoding, granularity: str) -> RowPlan:
     """Say which tokens of a text make up each of its rows."""
-    if granularity in _ONE_TOKEN:
+    if granularity in ONE_TOKEN:
         kept = ~encoding.special if granularity == "token" else np.ones(len(encoding), dtype=bool)
         if granularity == "cls":
             kept[1:] = False

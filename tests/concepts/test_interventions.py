@@ -160,6 +160,45 @@ def test_generation_is_steered_token_by_token() -> None:
     assert np.isnan(effect.share_changed)
 
 
+@pytest.mark.parametrize("places", [[0], [1, 4]])
+def test_positions_are_those_of_the_whole_row_with_a_cache(places: list[int]) -> None:
+    model = writer()
+    split = ModelWithSplitPoints(model, [1])
+    rows = split.get_activations(["the food was great and cold", "we loved the soup here"])[1]
+    dictionary = PCAConcepts(n_concepts=4).fit(rows, progress=False)
+    ids = model.tokenizer("the food was", return_tensors="pt")["input_ids"]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    with steer(split, dictionary, {0: 9.0}, positions=places):
+        cached, whole = (model.model.generate(ids, use_cache=use, **options) for use in (True, False))
+    assert torch.equal(cached.sequences, whole.sequences)
+    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(whole.logits), rtol=1e-4, atol=1e-4)
+    assert not any(module._forward_pre_hooks for module in model.model.modules())
+
+
+def test_a_dictionary_of_first_tokens_moves_these_alone(
+    tiny_model: MakeModel, texts: list[str], batch: dict[str, torch.Tensor]
+) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [1])
+    dictionary = PCAConcepts(n_concepts=2).fit(split.get_activations(texts, granularity="cls")[1], progress=False)
+    path = split.split_points[0]
+    plain = split.capture(batch)[path]
+    with steer(split, dictionary, {0: 2.0}):
+        moved = split.capture(batch)[path]
+    changed = ((moved - plain).abs().amax(dim=2) > 1e-6).any(dim=0)
+    assert changed.tolist() == [place == 0 for place in range(plain.shape[1])]
+
+
+def test_setting_the_own_code_is_the_identity(tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("distilbert"), ["head"])
+    rows = split.get_activations(texts * 3, granularity="sample")["head"]
+    dictionary = NMFConcepts(n_concepts=4).fit(rows, progress=False)
+    codes = dictionary.encode(split.get_activations(texts[:1], granularity="sample")["head"])
+    own = {concept: float(code) for concept, code in enumerate(codes[0])}
+    effect = intervention_effect(split, dictionary, texts[:1], own, mode="set")
+    np.testing.assert_allclose(effect.after, effect.before, atol=1e-5)
+
+
 def test_it_is_this_threads_and_undone(ready: Ready, batch: dict[str, torch.Tensor]) -> None:
     split, dictionary = ready
     before = logits(split.model, batch)

@@ -290,6 +290,50 @@ def test_shared_concepts_agree_in_decoder_and_encoder(sae: TopKSAEConcepts) -> N
     assert m.shared_fraction([sae, scrambled]) < 0.3
 
 
+def test_shared_concepts_of_flipped_and_padded_copies() -> None:
+    pca = PCAConcepts(n_concepts=5).fit(ROWS, progress=False)
+    copied = copy.deepcopy(pca)
+    padding = torch.zeros(2, 6)
+    for name in ("decoder", "encoder"):
+        copied.weights[name] = torch.cat([padding, -pca.weights[name].flip(0)])
+    assert m.shared_fraction([pca, copied]) == 1.0
+    assert stability([pca, copied]) == pytest.approx(1.0)
+    # Zero rows are no concepts, so they are none of the baseline's either.
+    assert stability_random([pca, copied]) == stability_random([pca, pca])
+
+
+def test_shared_fraction_of_what_shares_nothing_is_zero() -> None:
+    pca = PCAConcepts(n_concepts=6).fit(ROWS, progress=False)
+    first, second = copy.deepcopy(pca), copy.deepcopy(pca)
+    for name in ("decoder", "encoder"):
+        first.weights[name], second.weights[name] = torch.eye(6)[:3], torch.eye(6)[3:]
+    assert m.shared_fraction([first, second]) == 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_coactivation_is_the_same_by_sparse_and_dense_products(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = torch.rand(200, 1100, generator=torch.Generator().manual_seed(5)) * (
+        torch.rand(200, 1100, generator=torch.Generator().manual_seed(6)) < 0.03
+    )
+    active = (codes != 0).double()
+    both, counts = active.T @ active, active.sum(dim=0)
+    jaccard = both / (counts[:, None] + counts - both).clamp(min=1)
+    expected = jaccard.fill_diagonal_(0.0).amax(dim=1)[counts > 0].mean()
+    monkeypatch.setattr("interpreto_mlops.concepts.metrics.complexity._SPARSE", share)
+    assert m.coactivation(codes) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_codes_that_are_all_zero_are_told(sae: TopKSAEConcepts) -> None:
+    silent = copy.deepcopy(sae)
+    silent.weights["encoder"] = torch.zeros_like(sae.weights["encoder"])
+    silent.weights["encoder_bias"] = torch.full_like(sae.weights["encoder_bias"], -1.0)
+    with pytest.warns(UserWarning, match="NaN, as no code is other than 0 or there is one concept only: complexity/h"):
+        scores = evaluate(silent, ROWS)
+    assert np.isnan(scores.pop("complexity/hoyer"))
+    assert (scores["complexity/l0"], scores["complexity/dead"], scores["complexity/sparsity"]) == (0.0, 1.0, 1.0)
+    assert not np.isnan(list(scores.values())).any()
+
+
 def altered(dictionary: TopKSAEConcepts, decoder: torch.Tensor) -> TopKSAEConcepts:
     clone = copy.deepcopy(dictionary)
     clone.weights["decoder"] = decoder

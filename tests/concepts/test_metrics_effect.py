@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, TopKSAEConcepts
 from interpreto_mlops.concepts import metrics as m
-from interpreto_mlops.errors import InputError, IntegrityError, ModelOutputError, UnknownNameError
+from interpreto_mlops.errors import DataError, InputError, IntegrityError, ModelOutputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 from tests.conftest import word_tokenizer
 
@@ -112,6 +112,98 @@ def test_a_decoder_by_hand(writer: TextModel, texts: list[str]) -> None:
     assert values["effect/agreement"] == pytest.approx(float(torch.cat(same).double().mean()))
 
 
+@pytest.mark.parametrize("granularity", ["token", "cls", "word"])
+def test_a_classifier_by_hand(granularity: str, tiny_model: MakeModel, texts: list[str]) -> None:
+    model = tiny_model("bert")
+    split = ModelWithSplitPoints(model, [1])
+    activations = split.get_activations(texts, granularity=granularity)[1]
+    dictionary = PCAConcepts(n_concepts=2).fit(activations, progress=False)
+    mean = activations.tensor().mean(dim=0)
+
+    def run(text: str, remake: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        def change(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+            # One token a word here: rows are the tokens between [CLS] and [SEP], or [CLS] alone.
+            kept = slice(0, 1) if granularity == "cls" else slice(1, -1)
+            new = output.clone()
+            new[0, kept] = remake(output[0, kept])
+            return new
+
+        handle = model.model.bert.encoder.layer[1].register_forward_hook(change)
+        with torch.no_grad():
+            logits = model.model(**model.tokenizer(text, return_tensors="pt")).logits[0]
+        handle.remove()
+        return logits
+
+    clean, replaced, ablated = (
+        torch.stack([run(text, remake) for text in texts])
+        for remake in (lambda a: a, lambda a: dictionary.decode(dictionary.encode(a)), lambda a: mean.expand_as(a))
+    )
+    values = m.evaluate_effect(split, dictionary, texts, token_budget=30)
+    given = (clean, replaced, ablated, clean.argmax(1))
+    assert not torch.allclose(clean, replaced, atol=1e-2)
+    for name in NAMES:
+        assert values[name] == pytest.approx(m.METRICS.get(name)(*given), rel=1e-3, abs=1e-5), name  # type: ignore[operator]
+
+
+def test_labels_of_tokens_by_hand(texts: list[str]) -> None:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=64, num_labels=4, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    model = TextModel(BertForTokenClassification(config).eval(), word_tokenizer(), name="tagger")
+    split = ModelWithSplitPoints(model, [0])
+    dictionary = nothing(whole(split, texts, layer=0))
+    mean = split.get_activations(texts)[0].tensor().mean(dim=0)
+
+    def change(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        new = output.clone()
+        new[0, 1:-1] = mean
+        return new
+
+    clean, replaced = [], []
+    for text in texts:
+        inputs = model.tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            clean.append(model.model(**inputs).logits[0, 1:-1])
+            handle = model.model.bert.encoder.layer[0].register_forward_hook(change)
+            replaced.append(model.model(**inputs).logits[0, 1:-1])
+        handle.remove()
+    given = (torch.cat(clean), torch.cat(replaced), torch.cat(replaced), torch.cat(clean).argmax(1))
+    values = m.evaluate_effect(split, dictionary, texts)
+    assert m.kl(*given) > 0.05
+    assert values["effect/kl"] == pytest.approx(m.kl(*given), rel=1e-3)
+    assert values["effect/agreement"] == m.agreement(*given)
+    assert values["effect/ce_increase"] == pytest.approx(m.ce_increase(*given), rel=1e-3)
+
+
+def test_texts_that_nothing_replaces_are_left_out(tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [1])
+    dictionary = PCAConcepts(n_concepts=2).fit(split.get_activations(texts)[1], progress=False)
+    alone = m.evaluate_effect(split, dictionary, texts)
+    assert m.evaluate_effect(split, dictionary, ["", *texts, ""]) == pytest.approx(alone, abs=1e-6)
+    with pytest.raises(DataError, match="none of the texts has both 'token' rows and something"):
+        m.evaluate_effect(split, dictionary, ["", ""])
+
+
+def test_what_the_logits_do_not_see_cannot_be_recovered(tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [2])  # the classifier reads the first token alone
+    dictionary = PCAConcepts(n_concepts=2).fit(split.get_activations(texts)[2], progress=False)
+    with pytest.warns(UserWarning, match="ablating the 'token' rows of 'bert.encoder.layer.2' changes nothing"):
+        values = m.evaluate_effect(split, dictionary, texts)
+    assert (values["effect/agreement"], values["effect/kl"]) == (1.0, 0.0)
+    assert all(np.isnan(values[f"effect/{name}_recovered"]) for name in ("ce", "kl", "logit"))
+
+
+def test_the_sums_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = [3 * torch.randn(40, 7, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    targets = torch.arange(40) % 7
+    values = {name: m.METRICS.get(name)(*logits, targets) for name in NAMES}  # type: ignore[operator]
+    monkeypatch.setattr("interpreto_mlops.concepts.metrics.effect._BLOCK_LOGITS", 3 * 7)
+    for name, value in values.items():
+        assert m.METRICS.get(name)(*logits, targets) == pytest.approx(value, rel=1e-12)  # type: ignore[operator]
+
+
 def test_labels_are_the_right_answers(tiny_model: MakeModel, texts: list[str]) -> None:
     model = tiny_model("bert")
     split = ModelWithSplitPoints(model, [1])
@@ -168,3 +260,18 @@ def test_what_cannot_be_measured_is_refused(tiny_model: MakeModel, texts: list[s
         split.model.model.classifier.bias[0] = float("nan")
     with pytest.raises(ModelOutputError, match="NaN or infinity for text 1"):
         m.evaluate_effect(split, dictionary, ["", *texts[:1]], allow_mismatch=True)
+
+
+def test_rows_that_are_no_means_are_refused(tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [1])
+    largest = split.get_activations(texts * 2, granularity="word", aggregation="max")[1]
+    dictionary = PCAConcepts(n_concepts=2).fit(largest, progress=False)
+    with pytest.raises(InputError, match="rows that are the 'max' of their tokens cannot be put back"):
+        m.evaluate_effect(split, dictionary, texts)
+    # A row that is one token is the same by any aggregation.
+    tokens = split.get_activations(texts, granularity="token", aggregation="max")[1]
+    plain = split.get_activations(texts, granularity="token")[1]
+    effects = [
+        m.evaluate_effect(split, PCAConcepts(n_concepts=2).fit(rows, progress=False), texts) for rows in (tokens, plain)
+    ]
+    assert effects[0] == effects[1]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
+from scipy.sparse import csr_array
 
 from interpreto_mlops.concepts.code_statistics import EPS, CodeStatistics
 from interpreto_mlops.concepts.metrics.registry import INFINITY, Array, ConceptMetric, as_matrix, metric
@@ -18,6 +19,7 @@ DENSE = 0.1
 
 _BINS_PER_DECADE = 4
 _BLOCK = 1024
+_SPARSE = 0.05  # below this share of active codes a product of sparse matrices is faster
 
 
 class CodeMetric(ConceptMetric):
@@ -131,20 +133,39 @@ def coactivation(statistics: CodeStatistics) -> float:
 
     Source: Clarke, Bhatnagar and Bloom 2024, who measure the co-occurrence of features by the Jaccard index.
     """
-    active = statistics.sample.float()
+    active = statistics.sample
     active = active[:, active.any(dim=0)]
-    counts = active.sum(dim=0)
-    if len(counts) < 2:
+    if active.shape[1] < 2:
         return 0.0
+    few = float(active.sum()) < _SPARSE * active.numel()
+    return float((_jaccard_of_few(active) if few else _jaccard_of_many(active)).double().mean())
+
+
+def _jaccard_of_many(active: torch.Tensor) -> torch.Tensor:
+    """Return the largest Jaccard index of each concept with another, shape (concepts,), by dense products."""
+    numbers = active.float()
+    counts = numbers.sum(dim=0)
     largest = []
     for start in range(0, len(counts), _BLOCK):
         stop = min(start + _BLOCK, len(counts))
         # Counts of at most 8,192 rows are exact in float32.
-        both = active[:, start:stop].T @ active
+        both = numbers[:, start:stop].T @ numbers
         both.div_(counts[start:stop, None] + counts - both)
         both[torch.arange(stop - start), torch.arange(start, stop)] = 0.0
         largest.append(both.amax(dim=1))
-    return float(torch.cat(largest).double().mean())
+    return torch.cat(largest)
+
+
+def _jaccard_of_few(active: torch.Tensor) -> torch.Tensor:
+    """Return the same where few codes are active, from those alone."""
+    rows = csr_array(active.numpy()).astype(np.float32)
+    counts = rows.sum(axis=0)
+    both = (rows.T @ rows).tocoo()
+    first, second = both.coords
+    shares = np.where(first == second, 0.0, both.data / (counts[first] + counts[second] - both.data))
+    largest = np.zeros(len(counts))
+    np.maximum.at(largest, first, shares)
+    return torch.from_numpy(largest)
 
 
 @dataclass(frozen=True)

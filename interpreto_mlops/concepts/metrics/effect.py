@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,7 @@ import torch
 
 from interpreto_mlops.concepts.belonging import place_of
 from interpreto_mlops.concepts.metrics.registry import INFINITY, METRICS, ConceptMetric, metric
-from interpreto_mlops.concepts.row_plans import BatchRows, RowPlan, plan_rows
+from interpreto_mlops.concepts.row_plans import ONE_TOKEN, BatchRows, RowPlan, plan_rows
 from interpreto_mlops.errors import DataError, InputError, ModelOutputError, UnknownNameError
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.objectives import is_multi_label
@@ -30,6 +31,7 @@ BASELINES = ("mean", "zero")
 """What a layer is replaced by to see what the model does without it."""
 
 _MOST_LOGITS = 2**24  # of one batch: 64 MiB, three times
+_BLOCK_LOGITS = 2**20
 
 
 @dataclass
@@ -49,6 +51,12 @@ class EffectStatistics:
 
     def add(self, clean: torch.Tensor, replaced: torch.Tensor, ablated: torch.Tensor, targets: torch.Tensor) -> None:
         """Take logits of predictions, shape (predictions, classes), and their right classes, shape (predictions,)."""
+        # In float64 the logits of a vocabulary are large, so a few predictions at a time.
+        size = max(1, _BLOCK_LOGITS // clean.shape[1])
+        for parts in zip(*(each.split(size) for each in (clean, replaced, ablated, targets)), strict=True):
+            self._add(*parts)
+
+    def _add(self, clean: torch.Tensor, replaced: torch.Tensor, ablated: torch.Tensor, targets: torch.Tensor) -> None:
         self.count += len(clean)
         self.agreed += int((clean.argmax(1) == replaced.argmax(1)).sum())
         logs = {}
@@ -171,7 +179,8 @@ def evaluate_effect(
     Arguments:
         split: the model, split at the dictionary's layer.
         dictionary: fitted.
-        texts: the texts, each with a token at least; they are read once and held as token ids.
+        texts: the texts; they are read once and held as token ids. Those without a row, which nothing replaces, are
+            left out.
         layer: the split point; None takes the dictionary's own layer, or the only split point.
         labels: the class of each text, for a sequence classifier.
         baseline: what ablates the layer: the `mean` of the rows of these texts, or `zero`.
@@ -180,6 +189,9 @@ def evaluate_effect(
 
     Returns:
         The `effect/…` metrics by name.
+
+    Warns:
+        UserWarning: the ablation changes nothing that the model predicts, so that no share of it can be recovered.
 
     Raises:
         InputError: a model without classes or next tokens, labels that do not fit, or rows that are no means.
@@ -192,13 +204,20 @@ def evaluate_effect(
     path = place_of(split, dictionary, layer, allow_mismatch=allow_mismatch)
     run = _Effect(split, dictionary, path, token_budget)
     source = texts.texts if isinstance(texts, TextDataset) else texts
-    encodings = [encoding for encoding in split.model.encode(source) if len(encoding)]
+    encodings = list(split.model.encode(source))
     run.check_labels(encodings, labels)
+    encodings = [encoding for encoding in encodings if run.has_rows(encoding)]
     if baseline == "mean":
         run.find_mean(encodings)
     statistics = run.measure(encodings, labels)
     if not statistics.count:
-        raise DataError(f"none of the {len(encodings)} texts has anything that the model predicts")
+        raise DataError(f"none of the texts has both {run.granularity!r} rows and something that the model predicts")
+    if statistics.kl_ablated == 0.0:
+        warnings.warn(
+            f"ablating the {run.granularity!r} rows of {path!r} changes nothing that the model predicts, so the shares "
+            "that are recovered are NaN; take an earlier layer, or the granularity 'cls' at the last one",
+            stacklevel=2,
+        )
     return {each.name: each.compute(statistics) for _, each in METRICS.items() if each.needs == "outputs"}
 
 
@@ -217,7 +236,8 @@ class _Effect:
         self.split, self.dictionary, self.path, self.model = split, dictionary, path, split.model
         said = dictionary.provenance
         self.granularity = str(said.get("granularity", "sample" if path in split.per_text else "token"))
-        if (said.get("aggregation") or "mean") != "mean":
+        several = path not in split.per_text and self.granularity not in ONE_TOKEN
+        if several and (said.get("aggregation") or "mean") != "mean":
             raise InputError(
                 f"rows that are the {said['aggregation']!r} of their tokens cannot be put back into the layer; fit on "
                 "means"
@@ -233,6 +253,12 @@ class _Effect:
             raise InputError(
                 f"the effect on {model.name!r} cannot be measured: that needs exclusive classes, or a decoder"
             )
+
+    def has_rows(self, encoding: Encoding) -> bool:
+        """Whether a text has a row that can be replaced."""
+        return len(encoding) > 0 and (
+            self.path in self.split.per_text or len(plan_rows(encoding, self.granularity)) > 0
+        )
 
     def check_labels(self, encodings: Sequence[Encoding], labels: Sequence[int] | None) -> None:
         if labels is None:
@@ -285,12 +311,7 @@ class _Effect:
         for i, (plan, start) in enumerate(zip(plans, starts, strict=True)):
             places = np.flatnonzero(plan.of_token != NO_ELEMENT)
             of_token[i, places] = start + plan.of_token[places]
-        if (of_token == NO_ELEMENT).all():
-            return torch.zeros(0, output.shape[-1]), of_token
-        some = [plan for plan in plans if len(plan)]
-        kept = torch.tensor([i for i, plan in enumerate(plans) if len(plan)], device=output.device)
-        firsts = np.asarray([start for plan, start in zip(plans, starts, strict=True) if len(plan)])
-        return BatchRows(some, firsts, tokens, "mean").of_tokens(output[kept]).cpu(), of_token
+        return BatchRows(plans, starts, tokens, "mean").of_tokens(output).cpu(), of_token
 
     def _moved(self, plans: list[RowPlan], remake: Any) -> Any:
         """Replace the layer's rows by what `remake` makes of them, while the context is open."""

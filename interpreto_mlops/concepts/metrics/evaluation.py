@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
+from math import isnan
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -48,6 +50,9 @@ def evaluate(
     Returns:
         Values by name.
 
+    Warns:
+        UserWarning: a metric is not defined for these codes, so that it is NaN.
+
     Raises:
         NotFittedError: the dictionary is not fitted.
         InputError: no rows, rows of another width, or NaN.
@@ -74,7 +79,12 @@ def evaluate_rows(
             rows.add(part, dictionary.decode(coded))
             codes.add(coded)
     given = {"reconstructions": rows, "codes": codes, "dictionary": dictionary}
-    return Evaluation({metric.name: metric.compute(given[metric.needs]) for metric in chosen}, density_of(codes))
+    values = {metric.name: metric.compute(given[metric.needs]) for metric in chosen}
+    if unknown := [name for name, value in values.items() if isnan(value)]:
+        warnings.warn(
+            f"NaN, as no code is other than 0 or there is one concept only: {', '.join(unknown)}", stacklevel=3
+        )
+    return Evaluation(values, density_of(codes))
 
 
 def _chosen(names: Iterable[str] | None) -> list[ConceptMetric]:

@@ -27,6 +27,7 @@ Matrix = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _BLOCK = 1024
+_ALL_ZERO = "a dictionary all of whose rows are zero cannot be compared"
 
 
 class StabilityMetric(ConceptMetric):
@@ -48,6 +49,8 @@ class StabilityMetric(ConceptMetric):
             raise InputError(f"stability compares at least two dictionaries, not {len(widths)}")
         if len(set(widths)) > 1:
             raise InputError(f"dictionaries of different widths {sorted(set(widths))} cannot be compared")
+        if not all(len(_alive(dictionary)[1]) for dictionary in dictionaries):
+            raise InputError(_ALL_ZERO)
         return self.compute(dictionaries)
 
 
@@ -80,9 +83,12 @@ def stability(dictionaries: Sequence[ConceptDictionary]) -> float:
 
 @metric(StabilityMetric, "stability/stability_random", higher_is_better=None, bounds=(-1.0, 1.0))
 def stability_random(dictionaries: Sequence[ConceptDictionary]) -> float:
-    """Stability of random directions of the same sizes: what dictionaries reach that share nothing."""
+    """Stability of random directions of the same sizes: what dictionaries reach that share nothing.
+
+    Zero rows do not count for the sizes.
+    """
     rng = np.random.default_rng(0)
-    draws = [rng.standard_normal(tuple(dictionary.dictionary.shape)) for dictionary in dictionaries]
+    draws = [rng.standard_normal((len(_alive(each)[1]), each.width)) for each in dictionaries]
     return float(
         np.mean(
             [
@@ -167,12 +173,18 @@ def matching(first: ConceptDictionary, second: ConceptDictionary) -> tuple[Integ
     Raises:
         InputError: a dictionary has only zero rows.
     """
-    rows = [dictionary.dictionary.double().numpy() for dictionary in (first, second)]
-    alive = [np.flatnonzero(np.linalg.norm(r, axis=1) > 0) for r in rows]
-    if not all(len(ids) for ids in alive):
-        raise InputError("a dictionary all of whose rows are zero cannot be compared")
-    (left, right), cosines = _match(_unit(rows[0][alive[0]]), _unit(rows[1][alive[1]]), _signed(first, second))
-    return np.stack([alive[0][left], alive[1][right]], axis=1), cosines
+    (rows, ids), (other_rows, other_ids) = _alive(first), _alive(second)
+    if not len(ids) or not len(other_ids):
+        raise InputError(_ALL_ZERO)
+    (left, right), cosines = _match(_unit(rows), _unit(other_rows), _signed(first, second))
+    return np.stack([ids[left], other_ids[right]], axis=1), cosines
+
+
+def _alive(dictionary: ConceptDictionary) -> tuple[Matrix, Integers]:
+    """Return the rows that are not zero, shape (living, width), and the ids of their concepts, shape (living,)."""
+    rows = dictionary.dictionary.double().numpy()
+    ids = np.flatnonzero(np.linalg.norm(rows, axis=1) > 0)
+    return rows[ids], ids
 
 
 def _signed(first: ConceptDictionary, second: ConceptDictionary) -> bool:
@@ -184,7 +196,7 @@ def _match(first: Matrix, second: Matrix, signed: bool) -> tuple[tuple[Integers,
     if signed:
         cosines = np.abs(cosines)
     left, right = linear_sum_assignment(cosines, maximize=True)
-    return (left, right), cosines[left, right]
+    return (left, right), np.clip(cosines[left, right], -1.0, 1.0)
 
 
 def _unit(rows: Matrix) -> Matrix:
