@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -292,7 +293,7 @@ class Harvest:
             return
         for path, chosen in outputs.items():
             if len(chosen):
-                _check_finite(chosen, path, lambda place, n=len(chosen): batch.plan_of(place, n))
+                _check_finite(chosen, path, partial(batch.plan_of, count=len(chosen)))
                 self.writers[path].put(batch.targets, batch.rows(chosen).cpu())
 
     def _kept(self, path: str, output: torch.Tensor, batch: BatchRows) -> torch.Tensor:

@@ -128,6 +128,10 @@ class BatchRows:
             return chosen
         return aggregate(chosen, self._counts.to(chosen.device), self.aggregation)
 
+    def of_tokens(self, output: torch.Tensor) -> torch.Tensor:
+        """Return the rows, shape (rows, width), float32, from a layer's output, shape (texts, tokens, width)."""
+        return self.rows(self.chosen(output))
+
     def plan_of(self, place: int, count: int) -> RowPlan:
         """Return the text of one of the `count` chosen vectors."""
         row = place if count == len(self._texts) else int(torch.searchsorted(self._counts.cumsum(0), place, right=True))

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 
@@ -116,7 +118,7 @@ class Shard:
         dtype, shape, offset = self._columns[name]
         end = self.rows if end is None else end
         out = torch.empty((end - start, *shape[1:]), dtype=dtype)
-        wanted = memoryview(out.view(torch.uint8).numpy().reshape(-1)) if out.numel() else memoryview(b"")
+        wanted = _bytes(out).data
         place = self._start + offset + start * out[:0].element_size() * _per_row(shape)
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -129,6 +131,11 @@ class Shard:
         if filled < len(wanted):
             raise self._damaged("it is truncated")
         return out
+
+
+def _bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Return the memory of a tensor; bfloat16 has no type of numpy's."""
+    return np.asarray(tensor.flatten().view(torch.uint8).numpy())
 
 
 def _per_row(shape: tuple[int, ...]) -> int:
