@@ -3,10 +3,10 @@
     python benchmarks/sae_quality.py --write               # docs/benchmarks.md
     python benchmarks/sae_quality.py --peers none --quick  # ours on a small layer, in seconds
 
-All get the same rows in the same order, as many steps, the same batch, warm-up and decay, the same number of concepts
-and the same k; rows are centred and divided by one scale beforehand, for some of the libraries do not do it. Ours runs
-at its defaults; the others at the settings in their files under `peers/`, of which the best on the held-out rows is
-shown, beside their default. Activations are those of the quickstart's own classifier, or of a file (`--activations`, a
+All get the same rows in the same order, as many steps, the same batch, the same number of concepts and the same k; rows
+are centred and divided by one scale beforehand, for some of the libraries do not do it. Ours runs at its defaults; the
+others at the settings in their files under `peers/`, of which the best on the held-out rows is shown, beside their
+default. Activations are those of the quickstart's own classifier, or of a file (`--activations`, a
 safetensors file with `train` and `held_out`).
 """
 
