@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from interpreto_mlops.concepts import activations
 from interpreto_mlops.concepts.activations import ActivationSet, ActivationWriter, remove_with
 from interpreto_mlops.concepts.journal import Journal, refuse_other
-from interpreto_mlops.concepts.row_plans import BatchRows, RowPlan, plan_rows
+from interpreto_mlops.concepts.row_plans import BatchRows, RowPlan, columns_of, plan_rows
 from interpreto_mlops.errors import DataError, InputError, InterpretoError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.packing import pack
@@ -267,7 +267,7 @@ class Harvest:
             bar.update(len(places))
         bar.update(len(plans) - len(wanted))
         if wanted:
-            columns = _columns(plans)
+            columns = columns_of(plans)
             for path, writer in self.writers.items():
                 _check_finite(
                     writer.reserved, path, lambda row: plans[int(np.searchsorted(starts, row, side="right")) - 1]
@@ -386,16 +386,6 @@ def _digest_of(texts: Iterable[str] | TextDataset) -> str | None:
     for text in texts:
         digest.update(json.dumps(("\n".join(text) if isinstance(text, tuple) else text, None)).encode() + b"\n")
     return digest.hexdigest()[:32]
-
-
-def _columns(plans: list[RowPlan]) -> dict[str, npt.NDArray[np.int32]]:
-    columns = {
-        "text_ids": np.repeat([plan.encoding.index for plan in plans], [len(plan) for plan in plans]),
-        "positions": np.concatenate([plan.positions for plan in plans]),
-        "token_ids": np.concatenate([plan.encoding.ids[plan.positions] for plan in plans]),
-        "spans": np.concatenate([plan.spans for plan in plans]),
-    }
-    return {name: column.astype(np.int32) for name, column in columns.items()}
 
 
 def _check_finite(rows: torch.Tensor, path: str, plan_of: Callable[[int], RowPlan]) -> None:

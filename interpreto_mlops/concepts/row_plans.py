@@ -64,6 +64,17 @@ def plan_rows(encoding: Encoding, granularity: str) -> RowPlan:
     return RowPlan(encoding, elements.of_token, elements.ends()[0].astype(np.int64), elements.spans)
 
 
+def columns_of(plans: list[RowPlan]) -> dict[str, npt.NDArray[np.int32]]:
+    """Return what leads back from the rows of some texts: `text_ids`, `positions`, `token_ids` and `spans`."""
+    columns = {
+        "text_ids": np.repeat([plan.encoding.index for plan in plans], [len(plan) for plan in plans]),
+        "positions": np.concatenate([plan.positions for plan in plans]),
+        "token_ids": np.concatenate([plan.encoding.ids[plan.positions] for plan in plans]),
+        "spans": np.concatenate([plan.spans for plan in plans]),
+    }
+    return {name: column.astype(np.int32) for name, column in columns.items()}
+
+
 def _whole(encoding: Encoding, rows: int) -> Integers:
     return np.asarray([(0, len(encoding.text))] * rows, dtype=np.int64).reshape(-1, 2)
 
