@@ -115,11 +115,21 @@ def _counting(split: Splitter, cached: list[int]) -> Iterator[None]:
             cache = kwargs.get("past_key_values")
             cached[0] = 0 if cache is None else int(cache.get_seq_length())
 
-    handle = split.model.model.register_forward_pre_hook(note, with_kwargs=True)
+    def forget(_module: Any, _args: Any, _output: Any) -> None:
+        # An encoder is also called by itself, when a model begins to generate.
+        if threading.get_ident() == owner:
+            cached[0] = 0
+
+    network = split.model.model
+    handles = [
+        network.register_forward_pre_hook(note, with_kwargs=True),
+        network.register_forward_hook(forget, always_call=True),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -266,7 +276,7 @@ def intervention_effect(
     found: list[tuple[Subject, Floats, bool]] = []
     for subjects in frame.subjects(asked):
         codes = [changed_codes(each.codes, changes, mode) for each in subjects]
-        for each, after in zip(subjects, frame.read_with(subjects, codes), strict=True):
+        for each, after in zip(subjects, frame.read_with(subjects, codes.__getitem__), strict=True):
             other = int(after.argmax()) != int(each.read.argmax())
             found.append((each, each.scored(after).double().cpu().numpy(), other))
     if not found:

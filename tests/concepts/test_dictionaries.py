@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +176,31 @@ def test_codes_are_the_same_in_a_thread(
     thread.start()
     thread.join()
     assert torch.equal(found[0], dictionary.encode(rows))
+
+
+def test_codes_are_the_same_in_a_worker(
+    rows: torch.Tensor, fitted: Callable[[str], ConceptDictionary], tmp_path: Path
+) -> None:
+    """Another process, which knows nothing but the folders, encodes all families to the same bytes."""
+    torch.save(rows, tmp_path / "rows.pt")
+    for name in FAMILIES:
+        fitted(name).save(tmp_path / name)
+    script = """
+        import sys, torch
+        from pathlib import Path
+        from interpreto_mlops.concepts import ConceptDictionary
+        folder = Path(sys.argv[1])
+        rows = torch.load(folder / "rows.pt", weights_only=True)
+        for name in sys.argv[2:]:
+            torch.save(ConceptDictionary.load(folder / name).encode(rows), folder / f"{name}.pt")
+    """
+    root = Path(__file__).resolve().parents[2]
+    environ = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), *FAMILIES]
+    subprocess.run(command, env=environ, check=True)
+    for name in FAMILIES:
+        found = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        torch.testing.assert_close(found, fitted(name).encode(rows), rtol=0, atol=1e-6)
 
 
 @every_family

@@ -122,13 +122,20 @@ def test_ablation_and_shapley_values_by_brute_force(
             without = score(1.0 - np.eye(6)[i])[[0, 2]]
             np.testing.assert_allclose(ablation.totals[:, i], full - without, atol=1e-5)
         orders = list(permutations(active))
-        cache: dict[frozenset[int], Floats] = {}
+        known: dict[frozenset[int], Floats] = {}
+
+        def value(kept: Floats, known: dict[frozenset[int], Floats] = known, score: Any = score) -> Floats:
+            key = frozenset(np.flatnonzero(kept).tolist())
+            if key not in known:
+                known[key] = score(kept)[[0, 2]]
+            return known[key]
+
         for order in orders:
             kept = np.isin(np.arange(6), active, invert=True).astype(float)
             for i in order:
-                before = cache.setdefault(frozenset(np.flatnonzero(kept)), score(kept)[[0, 2]])
+                before = value(kept)
                 kept[i] = 1.0
-                after = cache.setdefault(frozenset(np.flatnonzero(kept)), score(kept)[[0, 2]])
+                after = value(kept)
                 shapley[:, i] += (after - before) / len(orders)
         np.testing.assert_allclose(by_name["shapley"][place].totals, shapley, atol=2e-5)
         inactive = [i for i in range(6) if i not in active]
@@ -388,6 +395,8 @@ def test_what_cannot_be_asked_is_refused(
         local_importance(split, dictionary, texts, method="magic")
     with pytest.raises(InputError, match="n_points must be a whole number of at least 1, not 0"):
         IntegratedGradients(n_points=0)
+    with pytest.raises(InputError, match="n_designs must be a power of two, as 16, 32 or 64, not 24"):
+        Sobol(n_designs=24)
     with pytest.raises(InputError, match="token_budget must be a whole number"):
         local_importance(split, dictionary, texts, token_budget=0)
     with pytest.raises(InputError, match="give a list of texts, not one string"):

@@ -16,11 +16,13 @@ import numpy.typing as npt
 import torch
 
 from interpreto_mlops.concepts.base import ConceptDictionary
+from interpreto_mlops.concepts.linear import LinearDecoder
 from interpreto_mlops.concepts.row_plans import RowPlan, plan_rows
 from interpreto_mlops.errors import InputError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.objectives import InferenceMode, Objective, Target
 from interpreto_mlops.models.packing import pack
-from interpreto_mlops.models.questions import Question
+from interpreto_mlops.models.probes import bears_padding
+from interpreto_mlops.models.questions import LabelQuestion, Question
 from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.suffix import Suffix
 from interpreto_mlops.registry import Registry
@@ -31,8 +33,10 @@ C = TypeVar("C")
 
 # Texts of like length meet in windows of this many batches' tokens.
 _WINDOW_BATCHES = 16
-# Changed codes that are in memory together.
-_VARIANTS_AT_ONCE = 4096
+# Numbers of a window's codes and gradients: 256 MiB.
+_WINDOW_NUMBERS = 2**26
+# Numbers of the masks that wait for their scores: 64 MiB.
+_MASK_NUMBERS = 2**24
 
 
 class _Methods(Registry[type["ImportanceMethod"]]):
@@ -155,7 +159,7 @@ class Subject:
         rows: of activations, shape (rows, width).
         codes: shape (rows, n_concepts).
         read: what was read from the model.
-        full: the scores, shape (targets,).
+        full: the scores, of the reconstruction where that is explained, shape (targets,).
         gradients: of the scores by the codes, shape (targets, rows, n_concepts), where a method wants them.
     """
 
@@ -252,12 +256,13 @@ class Frame:
 
     def run(self, method: ImportanceMethod, questions: Iterable[Question]) -> Iterator[LocalImportance]:
         """Yield each text's importances, in order."""
-        points = method.points[0].tolist() if isinstance(method, GradientMethod) else []
-        for subjects in self.subjects(questions, gradients=points == [1.0]):
+        # Where the reconstruction is explained, the gradient at the model's own activations is another one.
+        at_text = isinstance(method, GradientMethod) and method.points[0].tolist() == [1.0] and self.keep_error
+        for subjects in self.subjects(questions, gradients=at_text):
             if isinstance(method, VariantMethod):
                 yield from self._by_variants(method, subjects)
             elif isinstance(method, GradientMethod):
-                if points != [1.0]:
+                if not at_text:
                     self._path_gradients(method, subjects)
                 for each in subjects:
                     yield self._local(each, values=method.values(each.codes, each.gradients))
@@ -267,14 +272,23 @@ class Frame:
         for window in self._windows(questions):
             subjects = [self._subject(question) for question in window]
             self._observe(subjects, gradients=gradients)
+            if not self.keep_error:
+                reads = self.read_with(subjects, [each.codes for each in subjects].__getitem__)
+                for each, read in zip(subjects, reads, strict=True):
+                    each.full = each.scored(read).double().cpu().numpy()
             yield subjects
 
-    def read_with(self, subjects: Sequence[Subject], codes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return what is read from the model with other codes, shape (rows, n_concepts), for each text."""
+    def read_with(self, subjects: Sequence[Subject], codes: Callable[[int], torch.Tensor]) -> list[torch.Tensor]:
+        """Return what is read from the model for each text with other codes.
+
+        Arguments:
+            subjects: the texts, observed.
+            codes: from a place in `subjects` to codes, shape (rows, n_concepts); asked for batch by batch.
+        """
         found: list[torch.Tensor] = [_nothing()] * len(subjects)
-        for places in pack([len(each.question.encoding) for each in subjects], self.token_budget):
+        for places in self._packed(subjects):
             batch = [subjects[i] for i in places]
-            moved = [self._moved(subjects[i], codes[i]) for i in places]
+            moved = [self._moved(subjects[i], codes(i)) for i in places]
             with self.model.evaluating(), torch.no_grad():
                 _, read = self._read(batch, moved)
             for place, each, row in zip(places, batch, read, strict=True):
@@ -290,21 +304,41 @@ class Frame:
 
     def _windows(self, questions: Iterable[Question]) -> Iterator[list[Question]]:
         window: list[Question] = []
-        held = 0
+        held = numbers = 0
         for question in questions:
-            if not len(question.encoding):
+            tokens = len(question.encoding)
+            # A text without tokens, or without any that has a label.
+            if not tokens or question.readout.width == 0:
                 continue
             window.append(question)
-            held += len(question.encoding)
-            if held >= self.token_budget * _WINDOW_BATCHES:
+            held += tokens
+            numbers += tokens * self.dictionary.n_concepts * (1 + _n_targets(question))
+            if held >= self.token_budget * _WINDOW_BATCHES or numbers >= _WINDOW_NUMBERS:
                 yield window
-                window, held = [], 0
+                window, held, numbers = [], 0, 0
         if window:
             yield window
 
+    def _packed(self, subjects: Sequence[Subject]) -> list[list[int]]:
+        """Return the places of the texts of each batch: of equal length where padding changes the model's answers."""
+        lengths = [len(each.question.encoding) for each in subjects]
+        if self._may_pad(subjects, lengths):
+            return pack(lengths, self.token_budget)
+        batches: list[list[int]] = []
+        for length in sorted(set(lengths), reverse=True):
+            alike = [place for place, other in enumerate(lengths) if other == length]
+            batches += [[alike[i] for i in batch] for batch in pack([length] * len(alike), self.token_budget)]
+        return batches
+
+    def _may_pad(self, subjects: Sequence[Subject], lengths: Sequence[int]) -> bool:
+        ends = [subjects[lengths.index(wanted)].question for wanted in (min(lengths), max(lengths))]
+        if len(ends[0].encoding) == len(ends[1].encoding):
+            return True
+        return bears_padding(self.model, [(each.encoding, each.encoding.ids, each.readout) for each in ends])
+
     def _observe(self, subjects: list[Subject], *, gradients: bool) -> None:
         """Run every text once: outputs of the layer, codes, scores, and gradients at the codes where wanted."""
-        for places in pack([len(each.question.encoding) for each in subjects], self.token_budget):
+        for places in self._packed(subjects):
             batch = [subjects[i] for i in places]
             self._guarded(batch, lambda part: self._observe_batch(part, gradients))
 
@@ -405,16 +439,27 @@ class Frame:
 
     def _moved(self, each: Subject, codes: torch.Tensor) -> torch.Tensor:
         """Return the layer's output for the text with other codes, shape (tokens, width)."""
-        before = self.dictionary.decode(each.codes) if self.keep_error else each.rows
-        return each.output.float().cpu() + each.weights @ (self.dictionary.decode(codes) - before)
+        change = self._change(each, codes)
+        if not self.keep_error:
+            change = change + (self.dictionary.decode(each.codes) - each.rows)
+        output = each.output.to(torch.promote_types(each.output.dtype, torch.float32)).cpu()
+        return output + each.weights.to(output) @ change.to(output)
+
+    def _change(self, each: Subject, codes: torch.Tensor) -> torch.Tensor:
+        """Return decode(codes) − decode(the text's codes), shape (rows, width)."""
+        if not isinstance(self.dictionary, LinearDecoder):
+            return self.dictionary.decode(codes) - self.dictionary.decode(each.codes)
+        # The concepts that change are few, and no large mean is subtracted from itself.
+        difference = codes - each.codes
+        changed = difference.any(dim=0).nonzero()[:, 0]
+        return difference[:, changed] @ self.dictionary.dictionary[changed] * self.dictionary.scale
 
     def _path_gradients(self, method: GradientMethod, subjects: list[Subject]) -> None:
         shares, weights = method.points
         for each in subjects:
             each.gradients = torch.zeros(len(each.full), *each.codes.shape, dtype=torch.float64)
         items = [(each, share, weight) for each in subjects for share, weight in zip(shares, weights, strict=True)]
-        lengths = [len(each.question.encoding) for each, _, _ in items]
-        for places in pack(lengths, self.token_budget):
+        for places in self._packed([each for each, _, _ in items]):
             batch = [items[i] for i in places]
             moved = [self._moved(each, each.codes * float(share)) for each, share, _ in batch]
             with torch.inference_mode(False), self.model.evaluating(), self.model.frozen(), torch.no_grad():
@@ -449,7 +494,7 @@ class Frame:
         return put[-1], read
 
     def _by_variants(self, method: VariantMethod, subjects: list[Subject]) -> Iterator[LocalImportance]:
-        """Run the programs of all texts side by side, so that batches are full."""
+        """Run the programs of texts side by side, as many as fill batches and little memory."""
         results: dict[int, Floats] = {}
         running: dict[int, tuple[Steps, Masks]] = {}
         for place, each in enumerate(subjects):
@@ -459,15 +504,23 @@ class Frame:
                 continue
             rng = np.random.default_rng(each.question.encoding.seed(self.seed))
             self._advance(place, method.steps(n_active, each.full, rng), None, running, results)
+            if sum(masks.size for _, masks in running.values()) >= _MASK_NUMBERS:
+                self._finish(running, results, subjects)
+        self._finish(running, results, subjects)
+        for place, each in enumerate(subjects):
+            totals = np.zeros((len(each.full), self.dictionary.n_concepts))
+            totals[:, each.active] = results[place]
+            yield self._local(each, totals=totals)
+
+    def _finish(
+        self, running: dict[int, tuple[Steps, Masks]], results: dict[int, Floats], subjects: list[Subject]
+    ) -> None:
+        """Answer programs until all of them have ended."""
         while running:
             answers = self._score({place: masks for place, (_, masks) in running.items()}, subjects)
             for place, (steps, _) in list(running.items()):
                 del running[place]
                 self._advance(place, steps, answers[place], running, results)
-        for place, each in enumerate(subjects):
-            totals = np.zeros((len(each.full), self.dictionary.n_concepts))
-            totals[:, each.active] = results[place]
-            yield self._local(each, totals=totals)
 
     def _advance(
         self,
@@ -487,12 +540,14 @@ class Frame:
         distinct = {place: np.unique(masks, axis=0, return_inverse=True) for place, masks in wanted.items()}
         found = {place: np.zeros((len(masks), len(subjects[place].full))) for place, (masks, _) in distinct.items()}
         items = [(place, number) for place, (masks, _) in distinct.items() for number in range(len(masks))]
-        for start in range(0, len(items), _VARIANTS_AT_ONCE):
-            part = items[start : start + _VARIANTS_AT_ONCE]
-            chosen = [subjects[place] for place, _ in part]
-            codes = [_masked(subjects[place], distinct[place][0][number]) for place, number in part]
-            for (place, number), read in zip(part, self.read_with(chosen, codes), strict=True):
-                found[place][number] = subjects[place].scored(read).double().cpu().numpy()
+
+        def codes(item: int) -> torch.Tensor:
+            place, number = items[item]
+            return _masked(subjects[place], distinct[place][0][number])
+
+        reads = self.read_with([subjects[place] for place, _ in items], codes)
+        for (place, number), read in zip(items, reads, strict=True):
+            found[place][number] = subjects[place].scored(read).double().cpu().numpy()
         return {place: found[place][inverse.reshape(-1)] for place, (_, inverse) in distinct.items()}
 
     def _local(
@@ -513,6 +568,11 @@ class Frame:
             by_row,
             each.full,
         )
+
+
+def _n_targets(question: Question) -> int:
+    places = question.places if isinstance(question, LabelQuestion) else ()
+    return max(1, len(places), len(question.expected), question.readout.gradients)
 
 
 def _masked(each: Subject, mask: Masks) -> torch.Tensor:

@@ -9,6 +9,7 @@ from scipy.stats import qmc
 
 from interpreto_mlops.concepts.base import check_integer
 from interpreto_mlops.concepts.importance.base import IMPORTANCE, Floats, Steps, VariantMethod
+from interpreto_mlops.errors import InputError
 
 
 @IMPORTANCE.register("sobol")
@@ -29,6 +30,8 @@ class Sobol(VariantMethod):
 
     def __post_init__(self) -> None:
         check_integer("n_designs", self.n_designs, 2)
+        if self.n_designs & (self.n_designs - 1):
+            raise InputError(f"n_designs must be a power of two, as 16, 32 or 64, not {self.n_designs!r}")
 
     def steps(self, n_active: int, full: Floats, rng: np.random.Generator) -> Steps:
         """Ask for two designs, and the first with each column of the second."""
