@@ -8,9 +8,10 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +25,8 @@ from tqdm.auto import tqdm
 from interpreto_mlops.concepts import activations
 from interpreto_mlops.concepts.activations import ActivationSet, ActivationWriter, remove_with
 from interpreto_mlops.concepts.journal import Journal, refuse_other
-from interpreto_mlops.concepts.row_plans import BatchRows, RowPlan, plan_rows
-from interpreto_mlops.errors import DataError, InputError, ModelOutputError, OutOfMemoryError
+from interpreto_mlops.concepts.row_plans import BatchRows, RowPlan, columns_of, plan_rows
+from interpreto_mlops.errors import DataError, InputError, InterpretoError, ModelOutputError, OutOfMemoryError
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.packing import pack
 from interpreto_mlops.models.splitting import Splitter
@@ -76,7 +77,7 @@ class Harvest:
         self.n_texts = self.n_truncated = self.n_entries = 0
         self.autocast_error: float | None = None
         self.journal: Journal | None = None
-        self.finished = False
+        self.finished = self.opened = False
         self._shards_noted = 0
         # The half precision that was asked for is measured on the first batch.
         self._measured = split.model.autocast is None
@@ -92,9 +93,10 @@ class Harvest:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stack.close()
-        # Who is stopped by the user may go on later; what fails would fail again.
-        kept = self.n_entries and isinstance(error, KeyboardInterrupt)
-        if self.finished or kept:
+        # Bad input would fail again; after anything else, such as a full disk or an interrupt, it may go on later.
+        hopeless = isinstance(error, InterpretoError) and not isinstance(error, OutOfMemoryError)
+        going_on = self.journal is not None and not self.opened
+        if self.finished or going_on or (self.n_entries and not hopeless):
             return
         for writer in self.writers.values():
             writer.discard()
@@ -189,8 +191,15 @@ class Harvest:
                 folder = self._folder(layer)
             width = self.split.widths[layer]
             self.writers[layer] = ActivationWriter(
-                folder, layer, self.plan.granularity, width, self.plan.dtype, resume=state
+                folder,
+                layer,
+                self.plan.granularity,
+                width,
+                self.plan.dtype,
+                shard_bytes=activations.SHARD_BYTES,
+                resume=state,
             )
+        self.opened = True
 
     def _pass_over(self, iterator: Iterator[Any], entry: dict[str, Any]) -> None:
         """Read the texts that are done, and make sure that they are the same ones."""
@@ -249,43 +258,55 @@ class Harvest:
     def _write(self, plans: list[RowPlan], bar: Any) -> None:
         """Capture the rows of a window, and write them in the order of its texts."""
         starts = np.cumsum([0, *map(len, plans)])
-        rows = {path: writer.room(int(starts[-1])) for path, writer in self.writers.items()}
         wanted = [i for i, plan in enumerate(plans) if len(plan)]
+        for writer in self.writers.values():
+            writer.reserve(int(starts[-1]))
         for batch in pack([len(plans[i].encoding) for i in wanted], self.plan.token_budget):
             places = [wanted[place] for place in batch]
-            self._capture([plans[i] for i in places], starts[places], rows)
+            self._capture([plans[i] for i in places], starts[places])
             bar.update(len(places))
         bar.update(len(plans) - len(wanted))
-        if starts[-1]:
-            columns = _columns(plans)
-            for writer in self.writers.values():
-                writer.take(int(starts[-1]), columns)
+        if wanted:
+            columns = columns_of(plans)
+            for path, writer in self.writers.items():
+                _check_finite(
+                    writer.reserved, path, lambda row: plans[int(np.searchsorted(starts, row, side="right")) - 1]
+                )
+                writer.commit(columns)
 
-    def _capture(self, plans: list[RowPlan], starts: npt.NDArray[np.int64], rows: dict[str, torch.Tensor]) -> None:
+    def _capture(self, plans: list[RowPlan], starts: npt.NDArray[np.int64]) -> None:
         """Put the rows of a batch in their places."""
         inputs = self.split.model.inputs([plan.encoding for plan in plans])
+        batch = BatchRows(plans, starts, inputs["input_ids"].shape[1], self.plan.aggregation)
         try:
-            outputs = self.split.capture(inputs)
+            if not self._measured:
+                self._measure(inputs)
+            outputs = self.split.capture(inputs, lambda path, output: self._kept(path, output, batch))
         except torch.OutOfMemoryError as error:
             if len(plans) == 1:
                 encoding = plans[0].encoding
                 message = f"text {encoding.index} with {len(encoding)} tokens does not fit in memory"
                 raise OutOfMemoryError(message) from error
             half = len(plans) // 2
-            self._capture(plans[:half], starts[:half], rows)
-            self._capture(plans[half:], starts[half:], rows)
+            self._capture(plans[:half], starts[:half])
+            self._capture(plans[half:], starts[half:])
             return
-        if not self._measured:
-            self._measure(inputs, outputs)
-        batch = BatchRows(plans, starts, inputs["input_ids"].shape[1], self.plan.aggregation)
-        for path, output in outputs.items():
-            found = (batch.of_texts if path in self.split.per_text else batch.of_tokens)(output).cpu()
-            _check_finite(found, path, batch)
-            rows[path][batch.targets] = found.to(rows[path].dtype)
+        for path, chosen in outputs.items():
+            if len(chosen):
+                _check_finite(chosen, path, partial(batch.plan_of, count=len(chosen)))
+                self.writers[path].put(batch.targets, batch.rows(chosen).cpu())
 
-    def _measure(self, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]) -> None:
+    def _kept(self, path: str, output: torch.Tensor, batch: BatchRows) -> torch.Tensor:
+        """Return the vectors of a batch that make up its rows; none when they are in their places already."""
+        writer = self.writers[path]
+        if writer.dtype is torch.float32 and output.device.type == "cpu" and output.dim() == 3 and batch.runs:
+            writer.put_runs(output, batch.runs)
+            return output.new_empty(0)
+        return batch.chosen(output)
+
+    def _measure(self, inputs: dict[str, torch.Tensor]) -> None:
         """Compare the first batch in half precision with the same in the model's own."""
-        self._measured = True
+        outputs = self.split.capture(inputs)
         with self.split.model.execution.exactly():
             exact = self.split.capture(inputs)
         kept = inputs["attention_mask"].bool()
@@ -297,6 +318,7 @@ class Harvest:
             spread = (own - own.mean(dim=0)).norm()
             errors.append(float((own - half).norm() / spread.clamp(min=torch.finfo(torch.float32).tiny)))
         self.autocast_error = max(errors)
+        self._measured = True
 
     def _finish(self, texts: Iterable[str] | TextDataset) -> dict[str, ActivationSet]:
         """Write the indices and open the sets.
@@ -308,6 +330,7 @@ class Harvest:
             raise DataError(f"none of the {self.n_texts} texts has a token, so there are no activations")
         self._lines.close()
         for path, writer in self.writers.items():
+            writer.flush()
             writer.close(self.texts_file, self._provenance(texts, path, writer))
         self.finished = True
         if self.journal is not None:
@@ -338,10 +361,11 @@ class Harvest:
             "granularity": self.plan.granularity,
             "aggregation": self.plan.aggregation,
             "width": self.split.widths[layer],
-            "data": {**data, "n_texts": self.n_texts},
+            "data": {**data, "n_texts": self.n_texts, "rows_sha256": writer.rows_sha256},
             "n_rows": writer.n_rows,
             "n_truncated": self.n_truncated,
             "autocast_error": self.autocast_error,
+            "store_error": writer.store_error,
             "harvest": self._identity,
         }
 
@@ -364,24 +388,14 @@ def _digest_of(texts: Iterable[str] | TextDataset) -> str | None:
     return digest.hexdigest()[:32]
 
 
-def _columns(plans: list[RowPlan]) -> dict[str, npt.NDArray[np.int32]]:
-    columns = {
-        "text_ids": np.concatenate([np.full(len(plan), plan.encoding.index) for plan in plans]),
-        "positions": np.concatenate([plan.positions for plan in plans]),
-        "token_ids": np.concatenate([plan.encoding.ids[plan.positions] for plan in plans]),
-        "spans": np.concatenate([plan.spans for plan in plans]),
-    }
-    return {name: column.astype(np.int32) for name, column in columns.items()}
-
-
-def _check_finite(rows: torch.Tensor, path: str, batch: BatchRows) -> None:
-    # A sum is finite unless a term is not (or it overflows, which the exact check then clears): one cheap look first.
-    if bool(torch.isfinite(rows.sum())):
+def _check_finite(rows: torch.Tensor, path: str, plan_of: Callable[[int], RowPlan]) -> None:
+    # A sum is finite unless a term is not (or it overflows, which the exact look then clears).
+    if bool(rows.sum(dtype=torch.float32).isfinite()):
         return
     finite = rows.isfinite().all(dim=1)
     if bool(finite.all()):
         return
-    encoding = batch.plan_of(int(finite.int().argmin())).encoding
+    encoding = plan_of(int(finite.int().argmin())).encoding
     raise ModelOutputError(
         f"the layer {path!r} puts out NaN or infinity for text {encoding.index}: {encoding.text[:60]!r}"
     )

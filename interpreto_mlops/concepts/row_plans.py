@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +64,17 @@ def plan_rows(encoding: Encoding, granularity: str) -> RowPlan:
     return RowPlan(encoding, elements.of_token, elements.ends()[0].astype(np.int64), elements.spans)
 
 
+def columns_of(plans: list[RowPlan]) -> dict[str, npt.NDArray[np.int32]]:
+    """Return what leads back from the rows of some texts: `text_ids`, `positions`, `token_ids` and `spans`."""
+    columns = {
+        "text_ids": np.repeat([plan.encoding.index for plan in plans], [len(plan) for plan in plans]),
+        "positions": np.concatenate([plan.positions for plan in plans]),
+        "token_ids": np.concatenate([plan.encoding.ids[plan.positions] for plan in plans]),
+        "spans": np.concatenate([plan.spans for plan in plans]),
+    }
+    return {name: column.astype(np.int32) for name, column in columns.items()}
+
+
 def _whole(encoding: Encoding, rows: int) -> Integers:
     return np.asarray([(0, len(encoding.text))] * rows, dtype=np.int64).reshape(-1, 2)
 
@@ -101,18 +113,45 @@ class BatchRows:
         self._counts = torch.from_numpy(np.bincount(row, minlength=int(sizes.sum())))
         self._source = torch.from_numpy(source)
 
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int, int]] | None:
+        """For rows of one token each, side by side: text, first token, count, place among all rows; else None."""
+        counts = [len(plan) for plan in self.plans]
+        if len(self._source) != len(self._texts) or not all(_side_by_side(plan) for plan in self.plans):
+            return None
+        places = self.targets[np.cumsum(counts) - counts].tolist()
+        firsts = [int(plan.positions[0]) for plan in self.plans]
+        return list(zip(range(len(counts)), firsts, counts, places, strict=True))
+
+    def chosen(self, output: torch.Tensor) -> torch.Tensor:
+        """Return the vectors that make up the rows, in their order, in float32.
+
+        Arguments:
+            output: what a layer puts out, shape (texts, tokens, width), or (texts, width).
+        """
+        if output.dim() == 2:
+            return output.index_select(0, self._texts.to(output.device)).float()
+        return output.flatten(0, 1).index_select(0, self._source.to(output.device)).float()
+
+    def rows(self, chosen: torch.Tensor) -> torch.Tensor:
+        """Return the rows, shape (rows, width), of what `chosen` has returned."""
+        if len(chosen) == len(self._texts):
+            return chosen
+        return aggregate(chosen, self._counts.to(chosen.device), self.aggregation)
+
     def of_tokens(self, output: torch.Tensor) -> torch.Tensor:
         """Return the rows, shape (rows, width), float32, from a layer's output, shape (texts, tokens, width)."""
-        chosen = output.flatten(0, 1).index_select(0, self._source.to(output.device)).float()
-        return aggregate(chosen, self._counts.to(output.device), self.aggregation)
+        return self.rows(self.chosen(output))
 
-    def of_texts(self, output: torch.Tensor) -> torch.Tensor:
-        """Return the rows, shape (rows, width), float32, from a layer's output, shape (texts, width)."""
-        return output.index_select(0, self._texts.to(output.device)).float()
-
-    def plan_of(self, row: int) -> RowPlan:
-        """Return the text that a row of the batch comes from."""
+    def plan_of(self, place: int, count: int) -> RowPlan:
+        """Return the text of one of the `count` chosen vectors."""
+        row = place if count == len(self._texts) else int(torch.searchsorted(self._counts.cumsum(0), place, right=True))
         return self.plans[int(self._texts[row])]
+
+
+def _side_by_side(plan: RowPlan) -> bool:
+    first = int(plan.positions[0])
+    return bool((plan.of_token[first : first + len(plan)] == np.arange(len(plan))).all())
 
 
 def aggregate(tokens: torch.Tensor, counts: torch.Tensor, aggregation: str) -> torch.Tensor:

@@ -6,7 +6,7 @@ where the source text that a trace needs is not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,6 +31,9 @@ from interpreto_mlops.models.traces import TRACING, Traced
 __all__ = ["ENGINES", "Splitter", "block_paths"]
 
 ENGINES = ("nnsight", "hooks")
+
+Keep = Callable[[str, torch.Tensor], torch.Tensor]
+"""From a split point's name and what is there to what is kept of it."""
 
 _PROBE_ROWS, _PROBE_TOKENS = 2, 3
 
@@ -99,12 +102,14 @@ class Splitter:
             return str(layer)
         raise UnknownNameError("split point", layer, self.points)
 
-    def capture(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def capture(self, inputs: Mapping[str, torch.Tensor], keep: Keep | None = None) -> dict[str, torch.Tensor]:
         """Run the model once, no further than the deepest split point, and return what the split points put out.
 
         Arguments:
             inputs: `input_ids` and `attention_mask`, shape (rows, tokens), padded on either side; other inputs of the
                 model's forward where it takes them.
+            keep: what to return of a split point in place of a copy of all: a function of its name and of what is
+                there, shaped as below, which must not keep that itself, for the model may change it.
 
         Returns:
             For each split point, in depth order, a tensor of shape (rows, tokens, width), or (rows, width) where it is
@@ -113,13 +118,22 @@ class Splitter:
         """
         batch, shifts = _turned_right(self._batch(inputs))
         rows, tokens = batch["input_ids"].shape
+        traced = self.engine == "nnsight" and not self._is_hooked()
+        # What is laid out otherwise is turned into rows first.
+        early = set() if traced or keep is None else {n for n in self._sites if self._is_plain(n, shifts)}
         with self.model.evaluating(), torch.inference_mode(), self.model.execution.casting(self.model.device.type):
-            run = self._run_traced if self.engine == "nnsight" and not self._is_hooked() else self._run_hooked
-            found = run(batch)
-        for name in found.keys() - self.per_text:
-            tensor = _in_rows(found[name], self._layouts[name], (rows, tokens))[:, :tokens]
-            found[name] = tensor if shifts is None else _rolled(tensor, -shifts)
+            found = self._run_traced(batch) if traced else self._run_hooked(batch, keep if early else None, early)
+        for name in found.keys() - early:
+            tensor = found[name]
+            if name not in self.per_text:
+                tensor = _in_rows(tensor, self._layouts[name], (rows, tokens))[:, :tokens]
+                tensor = tensor if shifts is None else _rolled(tensor, -shifts)
+            found[name] = tensor if keep is None else keep(name, tensor)
         return {name: found[name] for name in self.split_points}
+
+    def _is_plain(self, name: str, shifts: torch.Tensor | None) -> bool:
+        layout = self._layouts[name]
+        return layout == "text" or (layout == "token" and shifts is None)
 
     @contextmanager
     def replaced(self, layer: int | str, replace: Replace) -> Iterator[None]:
@@ -236,20 +250,22 @@ class Splitter:
         modules = [site.module for site in self._sites.values()]
         return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
-    def _run_hooked(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    def _run_hooked(
+        self, batch: dict[str, Any], keep: Keep | None = None, early: Container[str] = ()
+    ) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
 
-        def keep(name: str) -> Callable[[torch.Tensor], None]:
+        def keeping(name: str) -> Callable[[torch.Tensor], None]:
             def record(tensor: torch.Tensor) -> None:
                 if name not in found:
-                    found[name] = copied(tensor)
+                    found[name] = keep(name, tensor) if keep is not None and name in early else copied(tensor)
                 if len(found) == len(self._sites):
                     raise _Stop
 
             return record
 
         try:
-            with hooked([(site, keep(name)) for name, site in self._sites.items()]):
+            with hooked([(site, keeping(name)) for name, site in self._sites.items()]):
                 self._network(**batch)
         except _Stop:
             pass

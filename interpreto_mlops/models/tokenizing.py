@@ -36,14 +36,14 @@ class TextTokens:
 
     def special_places(self, ids: Ids) -> npt.NDArray[np.bool_]:
         """Return which token ids are special wherever they stand, shape (tokens,)."""
-        return np.isin(ids, self._special_ids)
+        return np.fromiter(map(self._special_ids.__contains__, ids.tolist()), dtype=bool, count=len(ids))
 
     @cached_property
-    def _special_ids(self) -> Ids:
+    def _special_ids(self) -> frozenset[int | None]:
         tokenizer = self.tokenizer
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        return np.asarray(sorted(special - ({tokenizer.unk_token_id} - ends)), dtype=np.int64)
+        return frozenset(special - ({tokenizer.unk_token_id} - ends))
 
     def encode(self, texts: Iterable[str | tuple[str, str]], *, first: int = 0) -> Iterator[Encoding]:
         """Tokenise texts lazily, cutting those that are longer than the model takes on the right, with a warning.
@@ -105,17 +105,28 @@ class TextTokens:
         if truncated:
             message = f"text {index} is longer than {self.max_length} tokens and was cut there"
             warnings.warn(message, TextWarning, stacklevel=2)
+        joined, offsets = "\n".join(_parts(text)), self._offsets(text, rows, place)
         return Encoding(
-            text="\n".join(_parts(text)),
+            text=joined,
             index=index,
             ids=ids,
-            special=by_template | self.special_places(ids),
+            special=by_template | (self.special_places(ids) & ~self._unknown_words(joined, ids, offsets)),
             tokens=tuple(self.tokenizer.convert_ids_to_tokens(ids.tolist())),
-            offsets=self._offsets(text, rows, place),
+            offsets=offsets,
             token_type_ids=None if segments is None else np.asarray(segments, dtype=np.int64),
             truncated=truncated,
             boundary=len(text[0]) + 1 if isinstance(text, tuple) else None,
         )
+
+    def _unknown_words(self, text: str, ids: Ids, offsets: npt.NDArray[np.int64] | None) -> npt.NDArray[np.bool_]:
+        """Return where a word is unknown, though its id is that of padding or of an end, too; shape (tokens,)."""
+        unknown = np.zeros(len(ids), dtype=bool)
+        if offsets is None or self.tokenizer.unk_token_id not in self._special_ids:
+            return unknown
+        for place in np.flatnonzero(ids == self.tokenizer.unk_token_id):
+            start, end = offsets[place].tolist()
+            unknown[place] = start < end and text[start:end] != self.tokenizer.unk_token
+        return unknown
 
     def _offsets(self, text: str | tuple[str, str], rows: Any, place: int) -> npt.NDArray[np.int64] | None:
         if not self.tokenizer.is_fast:

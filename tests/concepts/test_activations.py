@@ -339,11 +339,11 @@ def test_texts_are_streamed(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPat
             read += 1
             yield "the food was great" if i % 2 else "soup"
 
-    def counted(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def counted(inputs: dict[str, torch.Tensor], *rest: object) -> dict[str, torch.Tensor]:
         nonlocal lead, done
         lead = max(lead, read - done)
         done += len(inputs["input_ids"])
-        return capture(inputs)
+        return capture(inputs, *rest)
 
     monkeypatch.setattr(split, "capture", counted)
     (activations,) = split.get_activations(stream(), token_budget=32).values()
@@ -382,11 +382,19 @@ def test_provenance_says_what_was_seen(tiny_model: MakeModel, texts: list[str]) 
             "digest": TextDataset("any", tuple(texts)).digest,
             "source": "given as Python objects",
             "n_texts": 5,
+            "rows_sha256": given.provenance["data"]["rows_sha256"],
         },
+        "store_error": 0.0,
         "n_rows": len(given),
         "n_truncated": 0,
     }
-    assert named.provenance["data"] == {"name": "reviews", "digest": dataset.digest, "source": "a file", "n_texts": 5}
+    assert named.provenance["data"] == {
+        "name": "reviews",
+        "digest": dataset.digest,
+        "source": "a file",
+        "n_texts": 5,
+        "rows_sha256": given.provenance["data"]["rows_sha256"],
+    }
     assert torch.equal(named.tensor(), given.tensor())
 
 
@@ -437,10 +445,10 @@ def test_memory_that_runs_out_makes_smaller_batches(
     (expected,) = split.get_activations(texts).values()
     capture, limit = split.capture, 2
 
-    def limited(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def limited(inputs: dict[str, torch.Tensor], *rest: object) -> dict[str, torch.Tensor]:
         if len(inputs["input_ids"]) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return capture(inputs)
+        return capture(inputs, *rest)
 
     monkeypatch.setattr(split, "capture", limited)
     (activations,) = split.get_activations(texts).values()
