@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,9 @@ from transformers import (
 )
 
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, concept_importance, local_importance
-from interpreto_mlops.concepts.importance import base
+from interpreto_mlops.concepts.importance import frame, variants
 from interpreto_mlops.concepts.interventions import steer
+from interpreto_mlops.errors import OutOfMemoryError
 from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.language_models import language_model
 from tests.conftest import word_tokenizer
@@ -234,11 +236,55 @@ def test_little_memory_changes_nothing(
     split = ModelWithSplitPoints(tiny_model("bert"), [1])
     dictionary = fitted(split, texts)
     plenty = concept_importance(split, dictionary, texts * 3, method=method, progress=False)
-    monkeypatch.setattr(base, "_WINDOW_NUMBERS", 1)
-    monkeypatch.setattr(base, "_MASK_NUMBERS", 1)
+    monkeypatch.setattr(frame, "_WINDOW_NUMBERS", 1)
+    monkeypatch.setattr(variants, "_MASK_NUMBERS", 1)
     little = concept_importance(split, dictionary, texts * 3, method=method, progress=False)
     np.testing.assert_allclose(little.values, plenty.values, rtol=1e-3, atol=1e-5)
     assert little.n_texts == plenty.n_texts
+
+
+@pytest.mark.parametrize("method", ["gradient_x_activation", "ablation", "integrated_gradients"])
+def test_batches_that_do_not_fit_in_memory_are_halved(method: str, tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [1])
+    dictionary, sizes = fitted(split, texts), list[int]()
+    plenty = list(local_importance(split, dictionary, texts, method=method))
+    most = 2
+    failed: list[weakref.ref[torch.Tensor]] = []
+
+    def scarce(_module: object, _args: object, output: torch.Tensor) -> None:
+        sizes.append(len(output))
+        # What a batch that failed has taken is given back before the next one starts.
+        assert all(each() is None for each in failed)
+        if len(output) > most:
+            failed.append(weakref.ref(output))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = split.model.model.bert.encoder.layer[2].register_forward_hook(scarce)
+    found = list(local_importance(split, dictionary, texts, method=method))
+    for local, expected in zip(found, plenty, strict=True):
+        np.testing.assert_allclose(local.totals, expected.totals, atol=1e-6 * max(1.0, np.abs(expected.scores).max()))
+    assert max(sizes) > most
+    most = 0
+    with pytest.raises(OutOfMemoryError, match=r"text 2 with \d+ tokens does not fit in memory"):
+        list(local_importance(split, dictionary, texts, method=method))
+    handle.remove()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_callers_modes_change_nothing(mode: Any, tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [1])
+    dictionary = fitted(split, texts)
+    for method in ("gradient_x_activation", "integrated_gradients", "ablation"):
+        plain = list(local_importance(split, dictionary, texts, method=method))
+        split.model.model.requires_grad_(False)
+        with mode():
+            found = list(local_importance(split, dictionary, texts, method=method))
+            assert torch.is_grad_enabled() == (mode is torch.enable_grad)
+            assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert not any(parameter.requires_grad for parameter in split.model.model.parameters())
+        split.model.model.requires_grad_(True)
+        for local, expected in zip(found, plain, strict=True):
+            np.testing.assert_array_equal(local.totals, expected.totals)
 
 
 def test_places_of_an_encoder_are_those_of_its_row_in_every_generation() -> None:
