@@ -25,6 +25,7 @@ from interpreto_mlops.errors import OutOfMemoryError
 from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.language_models import language_model
 from tests.conftest import word_tokenizer
+from tests.models.architectures import random_model
 
 Floats = npt.NDArray[np.float64]
 MakeModel = Callable[..., TextModel]
@@ -285,6 +286,57 @@ def test_the_callers_modes_change_nothing(mode: Any, tiny_model: MakeModel, text
         split.model.model.requires_grad_(True)
         for local, expected in zip(found, plain, strict=True):
             np.testing.assert_array_equal(local.totals, expected.totals)
+
+
+def of_head(dictionary: PCAConcepts, weight: torch.Tensor, classes: list[int]) -> Floats:
+    """How much one unit of each concept moves logits through a linear head, shape (classes, concepts)."""
+    moved = weight.detach()[classes].double() @ dictionary.dictionary.double().T * dictionary.scale.double()
+    return np.asarray(moved.numpy())
+
+
+@pytest.mark.parametrize("method", ["gradient_x_activation", "ablation", "integrated_gradients", "shapley"])
+@pytest.mark.parametrize("mode", ["logits", "log_softmax"])
+def test_what_the_head_of_a_language_model_reads(method: str, mode: str) -> None:
+    model = language_model("llama")
+    split = ModelWithSplitPoints(model, ["head"])
+    prompts, written = ["the food was great and", "we loved"], [" very good", " it ."]
+    dictionary = fitted(split, [a + b for a, b in zip(prompts, written, strict=True)])
+    found = list(local_importance(split, dictionary, prompts, method=method, targets=written, inference_mode=mode))
+    weight = model.model.get_output_embeddings().weight
+    for local, prompt in zip(found, prompts, strict=True):
+        start, ids = len(prompt.split()), [target.id for target in local.targets]
+        # A token is predicted from the vector of the one before it, by that alone.
+        codes = local.codes[start - 1 : start - 1 + len(ids)]
+        if mode == "logits":
+            np.testing.assert_allclose(local.totals, codes * of_head(dictionary, weight, ids), rtol=1e-4, atol=2e-5)
+        assert np.abs(local.totals).max() > 1e-3
+        if local.values is not None:
+            elsewhere = np.delete(local.values[0], start - 1, axis=0)
+            assert not elsewhere.any()
+        elif method == "ablation" and mode == "log_softmax":
+            exact = dictionary.decode(torch.from_numpy(codes)).double()
+            for i in range(dictionary.n_concepts):
+                other = torch.from_numpy(codes).clone()
+                other[:, i] = 0.0
+                change = (dictionary.decode(other).double() - exact) @ weight.detach().double().T
+                (encoding,) = model.encode([local.text])
+                with torch.no_grad():
+                    logits = model.model(input_ids=torch.from_numpy(encoding.ids)[None]).logits[0].double()
+                logits = logits[start - 1 : start - 1 + len(ids)]
+                lost = logits.log_softmax(-1) - (logits + change).log_softmax(-1)
+                np.testing.assert_allclose(local.totals[:, i], lost[range(len(ids)), ids].numpy(), atol=1e-4)
+
+
+def test_what_the_head_of_a_decoder_reads_that_knows_no_padding(texts: list[str]) -> None:
+    network = random_model("gpt2")
+    network.config.pad_token_id = None
+    split = ModelWithSplitPoints(TextModel(network, word_tokenizer(bos=False), name="no padding"), ["head"])
+    dictionary = fitted(split, texts)
+    for local in local_importance(split, dictionary, texts, targets=[[0, 2]] * len(texts)):
+        expected = local.codes[-1] * of_head(dictionary, network.score.weight, [0, 2])
+        np.testing.assert_allclose(local.totals, expected, rtol=1e-4, atol=1e-6)
+        assert local.values is not None
+        assert not local.values[:, :-1].any()
 
 
 def test_places_of_an_encoder_are_those_of_its_row_in_every_generation() -> None:

@@ -24,6 +24,7 @@ from interpreto_mlops.models.objectives import InferenceMode
 from interpreto_mlops.models.packing import pack
 from interpreto_mlops.models.probes import bears_padding
 from interpreto_mlops.models.questions import Question
+from interpreto_mlops.models.readouts import TokenScores, WholeTokenScores
 from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.suffix import Suffix
 
@@ -63,6 +64,9 @@ class Frame:
         self.granularity = str(said.get("granularity", "sample" if path in split.per_text else "token"))
         self.aggregation = str(said.get("aggregation") or "mean")
         self.suffix = Suffix(split, path)
+        # A language model's head runs where tokens are predicted only, or not at all, unless it is told otherwise.
+        body = set(self.model.model.base_model.modules())
+        self._at_head = self.model.task == "generation" and split._sites[path].module not in body
         if self.model.task == "generation":
             # What it finds out by a run of its own shall not be found out while a layer is replaced.
             _ = self.model.plain_head
@@ -116,7 +120,11 @@ class Frame:
         return found
 
     def _subject(self, question: Question) -> Subject:
-        question.narrow(self.mode)
+        readout = question.readout
+        if self._at_head and isinstance(readout, TokenScores):
+            question.readout = WholeTokenScores(readout.positions, readout.ids, readout.prompt_tokens)
+        else:
+            question.narrow(self.mode)
         if self.path not in self.split.per_text:
             return subject(question, self.granularity, self.aggregation)
         plan = plan_rows(question.encoding, "sample")
