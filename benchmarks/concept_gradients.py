@@ -23,6 +23,7 @@ import torch
 from interpreto_mlops.concepts import (
     ConceptDictionary,
     ModelWithSplitPoints,
+    SVDConcepts,
     TopKSAEConcepts,
     concept_importance,
 )
@@ -70,12 +71,13 @@ def measure(count: int = 300, repeats: int = 5, n_concepts: int = 1024) -> list[
     shape = subjects.Shape()
     model, texts = harvest.bert(shape), harvest.texts(count)
     split = ModelWithSplitPoints(model, [harvest.LAYER])
+    linear = random_dictionary(SVDConcepts, n_concepts, shape.width)
     sae = random_dictionary(TopKSAEConcepts, n_concepts, shape.width, k=32)
 
     def importance(dictionary: ConceptDictionary) -> Callable[[], None]:
         return lambda: void(concept_importance(split, dictionary, texts, token_budget=BUDGET, progress=False))
 
-    jobs = {"bare": lambda: bare(model, texts), "topk_sae": importance(sae)}
+    jobs = {"bare": lambda: bare(model, texts), "linear": importance(linear), "topk_sae": importance(sae)}
     seconds = {name: float("inf") for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():

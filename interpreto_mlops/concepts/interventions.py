@@ -16,7 +16,9 @@ from scipy import stats
 
 from interpreto_mlops.concepts.base import ConceptDictionary, check_integer, check_number
 from interpreto_mlops.concepts.belonging import place_of
-from interpreto_mlops.concepts.importance.base import Floats, Frame, Subject
+from interpreto_mlops.concepts.importance.base import Floats
+from interpreto_mlops.concepts.importance.frame import Frame
+from interpreto_mlops.concepts.importance.subjects import Subject
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.models.objectives import InferenceMode, Target, check_mode
 from interpreto_mlops.models.splitting import Splitter

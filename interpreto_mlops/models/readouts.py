@@ -116,6 +116,24 @@ class TokenScores(Readout):
 
 
 @dataclass(frozen=True)
+class WholeTokenScores(TokenScores):
+    """The same from a pass whose head runs at all tokens, so that what it reads can be looked at or exchanged."""
+
+    def numbers(self, model: TextModel) -> int:
+        """Return how many logits a row has, those of all its places."""
+        return (max(self.positions) + 1) * model.vocabulary
+
+    @classmethod
+    def logits(
+        cls, model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[TokenScores]
+    ) -> tuple[torch.Tensor, list[list[int]]]:
+        """Run the model; return logits, shape (rows, places, vocabulary), and the place of each position."""
+        options = {"use_cache": False} if "use_cache" in model.accepts else {}
+        logits = model.call(model.model, {**batch, **options}).logits
+        return logits, [list(readout.positions) for readout in readouts]
+
+
+@dataclass(frozen=True)
 class TokenLogits(TokenScores):
     """The logit of each target token alone: where the head is a plain linear layer, no other logit is computed."""
 

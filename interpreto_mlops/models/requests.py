@@ -120,7 +120,8 @@ class ClassLogits(Readout):
             # A decoder classifier without a padding id cannot tell where its rows end; the mask can.
             hidden = model.call(network.base_model, batch).last_hidden_state
             last = batch["attention_mask"].sum(-1) - 1
-            logits = network.score(hidden[torch.arange(len(last), device=last.device), last])
+            # At all tokens, as the network itself does: what its head reads may be a place that is looked at.
+            logits = network.score(hidden)[torch.arange(len(last), device=last.device), last]
         else:
             logits = model.call(network, batch).logits
         return logits if logits.dtype == torch.float64 else logits.float()  # type: ignore[no-any-return]

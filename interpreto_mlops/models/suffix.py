@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -36,6 +36,7 @@ class Suffix:
         last = blocks.index(path) if path in blocks else -1
         self._passed = [split.model.model.get_submodule(name) for name in blocks[: last + 1]]
         self._tried = not self._passed
+        self._forms: dict[nn.Module, int | None] = {}
 
     @property
     def skips(self) -> bool:
@@ -61,14 +62,17 @@ class Suffix:
             self._try(inputs, readouts, replace)
         with ExitStack() as stack:
             if self._passed:
-                stack.enter_context(_passing(self._passed))
+                stack.enter_context(_passing(self._passed, self._forms))
             stack.enter_context(self.split.replaced(self.path, replace))
             return type(readouts[0]).read(self.model, self.model.with_positions(inputs), readouts)
 
     def _try(self, inputs: Any, readouts: Sequence[Readout], replace: Callable[[torch.Tensor], torch.Tensor]) -> None:
         passed, self._passed, self._tried = self._passed, [], True
         with torch.no_grad():
-            whole = self.read(inputs, readouts, replace)
+            with ExitStack() as stack:
+                for block in passed:
+                    stack.callback(block.register_forward_hook(self._note_form).remove)
+                whole = self.read(inputs, readouts, replace)
             # What modules remember of their last pass must not be that of these very texts.
             others = {**inputs, "input_ids": inputs["input_ids"].flip(1)}
             type(readouts[0]).read(self.model, self.model.with_positions(others), readouts)
@@ -83,33 +87,44 @@ class Suffix:
         if whole.shape != short.shape or not torch.allclose(whole, short, rtol=_TOLERANCE, atol=allowed):
             self._passed = []
 
+    def _note_form(self, block: nn.Module, _args: Any, output: Any) -> None:
+        """Keep how many values a block puts out behind the hidden states; None where it puts out these alone."""
+        self._forms[block] = len(output) - 1 if isinstance(output, tuple) else None
+
 
 class _Shortcut:
     """A block's forward that returns, in the threads that ask for it, what it is given."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, extras: int | None) -> None:
         self.own = block.__dict__.get("forward")
         self.run = block.forward
+        self.extras = extras
         self.threads: Counter[int] = Counter()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.threads[threading.get_ident()]:
             return self.run(*args, **kwargs)
-        return args[0] if args else kwargs["hidden_states"]
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return hidden if self.extras is None else (hidden, *[None] * self.extras)
 
 
 _SHORTCUTS: dict[nn.Module, _Shortcut] = {}
 
 
 @contextmanager
-def _passing(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Let blocks return what they are given, in this thread only, while the context is open."""
+def _passing(blocks: Sequence[nn.Module], forms: Mapping[nn.Module, int | None]) -> Iterator[None]:
+    """Let blocks return what they are given, in this thread only, while the context is open.
+
+    Arguments:
+        blocks: the blocks.
+        forms: how many values each puts out behind the hidden states, for which there will be None.
+    """
     owner = threading.get_ident()
     # Traces exchange forwards, too: none may run while one is put in or taken out.
     with TRACING:
         for block in blocks:
             if block not in _SHORTCUTS:
-                _SHORTCUTS[block] = _Shortcut(block)
+                _SHORTCUTS[block] = _Shortcut(block, forms.get(block))
                 block.forward = _SHORTCUTS[block]
             _SHORTCUTS[block].threads[owner] += 1
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +19,13 @@ from transformers import (
 )
 
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, concept_importance, local_importance
-from interpreto_mlops.concepts.importance import base
+from interpreto_mlops.concepts.importance import frame, variants
 from interpreto_mlops.concepts.interventions import steer
+from interpreto_mlops.errors import OutOfMemoryError
 from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.language_models import language_model
 from tests.conftest import word_tokenizer
+from tests.models.architectures import random_model
 
 Floats = npt.NDArray[np.float64]
 MakeModel = Callable[..., TextModel]
@@ -234,11 +237,106 @@ def test_little_memory_changes_nothing(
     split = ModelWithSplitPoints(tiny_model("bert"), [1])
     dictionary = fitted(split, texts)
     plenty = concept_importance(split, dictionary, texts * 3, method=method, progress=False)
-    monkeypatch.setattr(base, "_WINDOW_NUMBERS", 1)
-    monkeypatch.setattr(base, "_MASK_NUMBERS", 1)
+    monkeypatch.setattr(frame, "_WINDOW_NUMBERS", 1)
+    monkeypatch.setattr(variants, "_MASK_NUMBERS", 1)
     little = concept_importance(split, dictionary, texts * 3, method=method, progress=False)
     np.testing.assert_allclose(little.values, plenty.values, rtol=1e-3, atol=1e-5)
     assert little.n_texts == plenty.n_texts
+
+
+@pytest.mark.parametrize("method", ["gradient_x_activation", "ablation", "integrated_gradients"])
+def test_batches_that_do_not_fit_in_memory_are_halved(method: str, tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [1])
+    dictionary, sizes = fitted(split, texts), list[int]()
+    plenty = list(local_importance(split, dictionary, texts, method=method))
+    most = 2
+    failed: list[weakref.ref[torch.Tensor]] = []
+
+    def scarce(_module: object, _args: object, output: torch.Tensor) -> None:
+        sizes.append(len(output))
+        # What a batch that failed has taken is given back before the next one starts.
+        assert all(each() is None for each in failed)
+        if len(output) > most:
+            failed.append(weakref.ref(output))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = split.model.model.bert.encoder.layer[2].register_forward_hook(scarce)
+    found = list(local_importance(split, dictionary, texts, method=method))
+    for local, expected in zip(found, plenty, strict=True):
+        np.testing.assert_allclose(local.totals, expected.totals, atol=1e-6 * max(1.0, np.abs(expected.scores).max()))
+    assert max(sizes) > most
+    most = 0
+    with pytest.raises(OutOfMemoryError, match=r"text 2 with \d+ tokens does not fit in memory"):
+        list(local_importance(split, dictionary, texts, method=method))
+    handle.remove()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_callers_modes_change_nothing(mode: Any, tiny_model: MakeModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [1])
+    dictionary = fitted(split, texts)
+    for method in ("gradient_x_activation", "integrated_gradients", "ablation"):
+        plain = list(local_importance(split, dictionary, texts, method=method))
+        split.model.model.requires_grad_(False)
+        with mode():
+            found = list(local_importance(split, dictionary, texts, method=method))
+            assert torch.is_grad_enabled() == (mode is torch.enable_grad)
+            assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert not any(parameter.requires_grad for parameter in split.model.model.parameters())
+        split.model.model.requires_grad_(True)
+        for local, expected in zip(found, plain, strict=True):
+            np.testing.assert_array_equal(local.totals, expected.totals)
+
+
+def of_head(dictionary: PCAConcepts, weight: torch.Tensor, classes: list[int]) -> Floats:
+    """How much one unit of each concept moves logits through a linear head, shape (classes, concepts)."""
+    moved = weight.detach()[classes].double() @ dictionary.dictionary.double().T * dictionary.scale.double()
+    return np.asarray(moved.numpy())
+
+
+@pytest.mark.parametrize("method", ["gradient_x_activation", "ablation", "integrated_gradients", "shapley"])
+@pytest.mark.parametrize("mode", ["logits", "log_softmax"])
+def test_what_the_head_of_a_language_model_reads(method: str, mode: str) -> None:
+    model = language_model("llama")
+    split = ModelWithSplitPoints(model, ["head"])
+    prompts, written = ["the food was great and", "we loved"], [" very good", " it ."]
+    dictionary = fitted(split, [a + b for a, b in zip(prompts, written, strict=True)])
+    found = list(local_importance(split, dictionary, prompts, method=method, targets=written, inference_mode=mode))
+    weight = model.model.get_output_embeddings().weight
+    for local, prompt in zip(found, prompts, strict=True):
+        start, ids = len(prompt.split()), [target.id for target in local.targets]
+        # A token is predicted from the vector of the one before it, by that alone.
+        codes = local.codes[start - 1 : start - 1 + len(ids)]
+        if mode == "logits":
+            np.testing.assert_allclose(local.totals, codes * of_head(dictionary, weight, ids), rtol=1e-4, atol=2e-5)
+        assert np.abs(local.totals).max() > 1e-3
+        if local.values is not None:
+            elsewhere = np.delete(local.values[0], start - 1, axis=0)
+            assert not elsewhere.any()
+        elif method == "ablation" and mode == "log_softmax":
+            exact = dictionary.decode(torch.from_numpy(codes)).double()
+            for i in range(dictionary.n_concepts):
+                other = torch.from_numpy(codes).clone()
+                other[:, i] = 0.0
+                change = (dictionary.decode(other).double() - exact) @ weight.detach().double().T
+                (encoding,) = model.encode([local.text])
+                with torch.no_grad():
+                    logits = model.model(input_ids=torch.from_numpy(encoding.ids)[None]).logits[0].double()
+                logits = logits[start - 1 : start - 1 + len(ids)]
+                lost = logits.log_softmax(-1) - (logits + change).log_softmax(-1)
+                np.testing.assert_allclose(local.totals[:, i], lost[range(len(ids)), ids].numpy(), atol=1e-4)
+
+
+def test_what_the_head_of_a_decoder_reads_that_knows_no_padding(texts: list[str]) -> None:
+    network = random_model("gpt2")
+    network.config.pad_token_id = None
+    split = ModelWithSplitPoints(TextModel(network, word_tokenizer(bos=False), name="no padding"), ["head"])
+    dictionary = fitted(split, texts)
+    for local in local_importance(split, dictionary, texts, targets=[[0, 2]] * len(texts)):
+        expected = local.codes[-1] * of_head(dictionary, network.score.weight, [0, 2])
+        np.testing.assert_allclose(local.totals, expected, rtol=1e-4, atol=1e-6)
+        assert local.values is not None
+        assert not local.values[:, :-1].any()
 
 
 def test_places_of_an_encoder_are_those_of_its_row_in_every_generation() -> None:

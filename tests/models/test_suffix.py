@@ -14,7 +14,8 @@ from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.suffix import Suffix, _passing
 from interpreto_mlops.models.text_model import TextModel
 from tests.attributions.language_models import language_model
-from tests.conftest import ARCHITECTURES
+from tests.conftest import ARCHITECTURES, word_tokenizer
+from tests.models.architectures import random_model
 
 MakeModel = Callable[..., TextModel]
 
@@ -53,6 +54,26 @@ def test_blocks_before_the_layer_do_not_run_and_nothing_else_changes(
     assert len(blocks) == layer + 1
     assert not ran
     assert not any("forward" in module.__dict__ for module in model.model.modules())
+
+
+@pytest.mark.parametrize("architecture", ["deberta", "mpnet", "bloom", "falcon"])
+def test_blocks_that_put_out_more_than_others_need_do_not_run(architecture: str, texts: list[str]) -> None:
+    model = TextModel(random_model(architecture), word_tokenizer(), name=architecture)
+    split = Splitter(model, [1], engine="hooks")
+    put = activations(split, texts).roll(1, dims=0) * 1.5
+    with split.replaced(1, lambda output: put), torch.no_grad():
+        whole = model.model(**model.inputs(list(model.encode(texts)))).logits
+    suffix = Suffix(split, split.split_points[0])
+    torch.testing.assert_close(reading(suffix, texts, put), whole)
+    assert suffix.skips
+    ran = list[object]()
+    inside = [module for block in suffix._passed for module in block.modules() if isinstance(module, torch.nn.Linear)]
+    handles = [module.register_forward_hook(lambda *each: ran.append(each)) for module in inside]
+    torch.testing.assert_close(reading(suffix, texts, put), whole)
+    for handle in handles:
+        handle.remove()
+    assert handles
+    assert not ran
 
 
 def test_blocks_that_hand_on_more_than_hidden_states_are_run() -> None:
@@ -128,14 +149,14 @@ def test_threads_that_overlap_leave_nothing_and_do_not_see_each_other(
     def other() -> None:
         with torch.no_grad():
             found.append(model.model(**inputs).logits)
-            with _passing(blocks):
+            with _passing(blocks, {}):
                 opened.set()
                 close.wait(20)
                 found.append(model.model(**inputs).logits)
             found.append(model.model(**inputs).logits)
 
     thread = threading.Thread(target=other)
-    with _passing(blocks), torch.no_grad():
+    with _passing(blocks, {}), torch.no_grad():
         thread.start()
         assert opened.wait(20)
         inside = model.model(**inputs).logits
@@ -160,7 +181,7 @@ def test_a_forward_of_the_blocks_own_comes_back(tiny_model: MakeModel) -> None:
         return args[0]
 
     block.forward = own
-    with pytest.raises(ZeroDivisionError), _passing([block]):
+    with pytest.raises(ZeroDivisionError), _passing([block], {}):
         assert block.forward is not own
         raise ZeroDivisionError
     assert block.forward is own

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 
 from interpreto_mlops.concepts.base import ConceptDictionary, check_integer
 from interpreto_mlops.concepts.belonging import place_of
-from interpreto_mlops.concepts.importance.base import IMPORTANCE, Frame, ImportanceMethod, LocalImportance
+from interpreto_mlops.concepts.importance.base import IMPORTANCE, ImportanceMethod, LocalImportance
+from interpreto_mlops.concepts.importance.frame import Frame
 from interpreto_mlops.concepts.importance.results import ConceptImportance
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.objectives import InferenceMode, check_mode
