@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 
-from interpreto_mlops.concepts.nonnegative import sweep
+from interpreto_mlops.concepts.nonnegative import RIDGE, sweep
 
-# Inner sweeps over the codes for each step of the atoms.
-_SWEEPS = 2
+# Sweeps over the codes for each step of the atoms, and before the first.
+_SWEEPS, _FIRST_SWEEPS = 1, 10
 # Atoms start from at least this share of their largest entry: from exact zeros the solver falls into worse optima.
 _FLOOR = 0.2
-_RIDGE = 1e-7
-# A convex combination's weights change by multiplication; a weight of 0 would stay 0 for ever.
+# A squared error below this share of the rows' squares is rounding.
+_EXACT = 1e-12
 _TINY = 1e-12
-_WEIGHT_STEPS = 4
+_WEIGHT_STEPS = 20
+_CHUNK = 4096
 
 
 class Atoms(ABC):
     """What kind of atoms a factorisation has, and how they are improved."""
 
     @abstractmethod
-    def improved(self, rows: torch.Tensor, codes: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    def improved(self, products: torch.Tensor, gram: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
         """Return atoms that reconstruct no worse for the same codes.
 
         Arguments:
-            rows: shape (rows, width).
-            codes: shape (n_concepts, rows).
+            products: of codes and rows, shape (n_concepts, width).
+            gram: of codes, with the penalty, shape (n_concepts, n_concepts).
             atoms: so far, shape (n_concepts, width), of norm 1.
         """
 
@@ -36,8 +38,10 @@ class Atoms(ABC):
         return row
 
 
-def factorise(rows: torch.Tensor, atoms: torch.Tensor, kind: Atoms, *, max_iter: int, tol: float) -> torch.Tensor:
-    """Alternate codes and atoms until the squared error falls by less than a share `tol` of itself.
+def factorise(
+    rows: torch.Tensor, atoms: torch.Tensor, kind: Atoms, *, max_iter: int, tol: float, ridge: float = RIDGE
+) -> torch.Tensor:
+    """Minimise ‖rows − codes · atoms‖² + ridge · Σ codes² ‖atom‖² by improving codes and atoms in turn.
 
     Codes are improved by coordinate descent, atoms as their kind says. An atom that no row uses starts again as the row
     that is reconstructed worst.
@@ -47,28 +51,37 @@ def factorise(rows: torch.Tensor, atoms: torch.Tensor, kind: Atoms, *, max_iter:
         atoms: where to start, shape (n_concepts, width).
         kind: of atoms.
         max_iter: the most rounds.
-        tol: see above.
+        tol: it ends when a round lowers what is minimised by less than this share of it.
+        ridge: weight of the penalty, which the norms of atoms do not change.
 
     Returns:
         The atoms, with rows of norm 1.
     """
     atoms = unit(atoms)
-    codes = (atoms @ rows.T).clamp_(min=0)
-    total, last = float(rows.double().square().sum()), float("inf")
-    for _ in range(max_iter):
-        products, gram = atoms @ rows.T, atoms @ atoms.T
-        for _ in range(_SWEEPS):
+    codes = torch.zeros(len(atoms), len(rows))
+    nothing, last = _EXACT * float(rows.double().square().sum()), float("inf")
+    for number in range(max_iter):
+        products, gram = atoms @ rows.T, _heavier(atoms @ atoms.T, ridge)
+        for _ in range(_SWEEPS if number else _FIRST_SWEEPS):
             sweep(codes, products, gram)
         unused = (codes.amax(dim=1) <= 0).nonzero().flatten()
-        atoms = kind.improved(rows, codes, atoms)
-        error = _squared_error(rows, codes, atoms, total)
-        atoms, codes = _normalised(atoms, codes)
-        if len(unused):
-            _start_again(rows, codes, atoms, unused, kind)
-        elif last - error <= tol * error:
+        longer = kind.improved(codes @ rows, _heavier(codes @ codes.T, ridge), atoms)
+        atoms, codes = unit(longer), codes * longer.norm(dim=1, keepdim=True)
+        errors = _squared_errors(rows, codes, atoms)
+        loss = float(errors.sum()) + ridge * float(codes.square().sum(dim=1).double().sum())
+        if loss <= nothing or (len(unused) == 0 and last - loss <= tol * loss):
             break
-        last = error
+        worst = errors.topk(min(len(unused), len(rows))).indices
+        for atom, row in zip(unused.tolist(), worst.tolist(), strict=False):
+            atoms[atom] = unit(kind.restarted(atom, rows[row])[None])[0]
+        last = loss
     return atoms
+
+
+def _heavier(gram: torch.Tensor, ridge: float) -> torch.Tensor:
+    """Add the ridge, relative to the diagonal: a penalty that the atoms' norms do not change."""
+    gram.diagonal().mul_(1 + ridge)
+    return gram
 
 
 def unit(atoms: torch.Tensor) -> torch.Tensor:
@@ -78,24 +91,10 @@ def unit(atoms: torch.Tensor) -> torch.Tensor:
     return torch.where(norms > 0, atoms / torch.where(norms > 0, norms, 1.0), flat)
 
 
-def _normalised(atoms: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return unit(atoms), codes * atoms.norm(dim=1, keepdim=True)
-
-
-def _squared_error(rows: torch.Tensor, codes: torch.Tensor, atoms: torch.Tensor, total: float) -> float:
-    """Return ‖rows − codesᵀ · atoms‖² from products that are small."""
-    crossed = ((codes @ rows).double() * atoms.double()).sum()
-    own = ((codes @ codes.T).double() * (atoms @ atoms.T).double()).sum()
-    return max(0.0, total - 2.0 * float(crossed) + float(own))
-
-
-def _start_again(
-    rows: torch.Tensor, codes: torch.Tensor, atoms: torch.Tensor, unused: torch.Tensor, kind: Atoms
-) -> None:
-    errors = (rows - codes.T @ atoms).square().sum(dim=1)
-    worst = errors.topk(min(len(unused), len(rows))).indices
-    for atom, row in zip(unused.tolist(), worst.tolist(), strict=False):
-        atoms[atom] = unit(kind.restarted(atom, rows[row])[None])[0]
+def _squared_errors(rows: torch.Tensor, codes: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    """Return ‖row − code · atoms‖² of each row, shape (rows,), float64; exact where the error is small, too."""
+    parts = zip(rows.split(_CHUNK), codes.split(_CHUNK, dim=1), strict=True)
+    return torch.cat([torch.addmm(part, code.T, atoms, alpha=-1).square().sum(dim=1) for part, code in parts]).double()
 
 
 def nonnegative_start(rows: torch.Tensor, n_concepts: int, generator: torch.Generator) -> torch.Tensor:
@@ -144,10 +143,10 @@ class NonnegativeAtoms(Atoms):
     Source: hierarchical alternating least squares (Cichocki and Phan 2009).
     """
 
-    def improved(self, rows: torch.Tensor, codes: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    def improved(self, products: torch.Tensor, gram: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
         """Return better atoms."""
         better = atoms.clone()
-        sweep(better, codes @ rows, codes @ codes.T)
+        sweep(better, products, gram)
         return better
 
 
@@ -157,48 +156,70 @@ class FreeAtoms(Atoms):
     Source: Ding, Li and Jordan 2010, eq. 10.
     """
 
-    def improved(self, rows: torch.Tensor, codes: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    def improved(self, products: torch.Tensor, gram: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
         """Return the best atoms."""
-        gram = (codes @ codes.T).double()
-        ridge = _RIDGE * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny
-        gram.diagonal().add_(ridge)
-        atoms = torch.linalg.solve(gram, (codes @ rows).double())
-        return atoms.float()
+        gram = gram.double()
+        gram.diagonal().add_(_TINY * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny)
+        return torch.linalg.solve(gram, products.double()).float()
 
 
 class ConvexAtoms(Atoms):
     """Atoms that are combinations of anchors with non-negative weights: atoms = weights · anchors.
 
-    Weights are improved by multiplication, which never makes the error larger.
+    Weights are improved by accelerated projected gradient steps; where these end in a larger error, by one step that
+    cannot. No matrix of anchors by anchors is made.
 
     Arguments:
         anchors: rows, shape (anchors, width).
-        weights: where to start, shape (n_concepts, anchors).
+        weights: where to start, not negative, shape (n_concepts, anchors).
 
-    Source: Ding, Li and Jordan 2010, eq. 21, for anchors that are some of the rows.
+    Source: the objective of Ding, Li and Jordan 2010, eq. 18, for anchors that are some of the rows; the steps of Beck
+    and Teboulle 2009.
     """
 
     def __init__(self, anchors: torch.Tensor, weights: torch.Tensor) -> None:
-        self.anchors, self.weights = anchors, weights.clamp(min=_TINY)
-        products = anchors @ anchors.T
-        self._plus, self._minus = products.clamp(min=0), (-products).clamp(min=0)
+        self.anchors = anchors
+        self.weights = self._normalised(weights, weights @ anchors)
+        self._curvature = float(torch.linalg.eigvalsh(anchors.T.double() @ anchors.double())[-1])
 
-    def improved(self, rows: torch.Tensor, codes: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+    def improved(self, products: torch.Tensor, gram: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
         """Return better atoms; the weights are left as those of the atoms with norm 1."""
-        pull = (codes @ rows) @ self.anchors.T
-        plus, minus = pull.clamp(min=0), (-pull).clamp(min=0)
-        gram = codes @ codes.T
-        for _ in range(_WEIGHT_STEPS):
-            mixed = gram @ self.weights
-            up, down = plus + mixed @ self._minus, minus + mixed @ self._plus
-            self.weights = (self.weights * (up / down.clamp(min=_TINY)).sqrt()).clamp(min=_TINY)
-        better = self.weights @ self.anchors
-        self.weights = self.weights / better.norm(dim=1, keepdim=True).clamp(min=_TINY)
+        before = _loss_of(self.weights @ self.anchors, products, gram)
+        weights = self._stepped(products, gram, _WEIGHT_STEPS)
+        if _loss_of(weights @ self.anchors, products, gram) > before:
+            weights = self._stepped(products, gram, 1)
+        better = weights @ self.anchors
+        self.weights = self._normalised(weights, better)
         return better
+
+    @staticmethod
+    def _normalised(weights: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
+        return weights / atoms.norm(dim=1, keepdim=True).clamp(min=_TINY)
+
+    def _stepped(self, products: torch.Tensor, gram: torch.Tensor, n_steps: int) -> torch.Tensor:
+        # In units of the codes' sizes concepts that are rare move as fast as those that are frequent.
+        sizes = gram.diagonal().clamp(min=_TINY).sqrt()[:, None]
+        gram, products = gram / sizes / sizes.T, products / sizes
+        step = 1.0 / (self._curvature * float(torch.linalg.eigvalsh(gram.double())[-1]))
+        weights = ahead = self.weights * sizes
+        momentum = 1.0
+        for _ in range(n_steps):
+            slope = (gram @ (ahead @ self.anchors) - products) @ self.anchors.T
+            last, weights = weights, torch.add(ahead, slope, alpha=-step).clamp_(min=0)
+            faster = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
+            ahead = weights + (momentum - 1.0) / faster * (weights - last)
+            momentum = faster
+        return weights / sizes
 
     def restarted(self, place: int, row: torch.Tensor) -> torch.Tensor:
         """Return the anchor that is nearest in direction to the row."""
-        nearest = int((self.anchors @ row / self.anchors.norm(dim=1).clamp(min=_TINY)).argmax())
-        self.weights[place] = _TINY
-        self.weights[place, nearest] = 1.0 / float(self.anchors[nearest].norm().clamp(min=_TINY))
+        lengths = self.anchors.norm(dim=1).clamp(min=_TINY)
+        nearest = int((self.anchors @ row / lengths).argmax())
+        self.weights[place] = 0.0
+        self.weights[place, nearest] = 1.0 / float(lengths[nearest])
         return self.anchors[nearest]
+
+
+def _loss_of(atoms: torch.Tensor, products: torch.Tensor, gram: torch.Tensor) -> float:
+    """Return what is minimised over the atoms, but for a constant."""
+    return float(((gram @ atoms).double() * atoms.double()).sum() - 2 * (products.double() * atoms.double()).sum())

@@ -8,7 +8,7 @@ import torch
 
 from interpreto_mlops.concepts.base import DICTIONARIES, check_enough_rows, check_integer
 from interpreto_mlops.concepts.dictionaries.nmf import Factorisation
-from interpreto_mlops.concepts.factorisation import ConvexAtoms, factorise, spread_start
+from interpreto_mlops.concepts.factorisation import ConvexAtoms, spread_start
 from interpreto_mlops.concepts.gathering import GatheringLearner
 from interpreto_mlops.concepts.training import DataFacts, State
 
@@ -34,6 +34,7 @@ class ConvexNMFConcepts(Factorisation):
     Source: Ding, Li and Jordan 2010, section 4, with anchors instead of all rows.
     """
 
+    ridge: float = 0.01
     n_anchors: int = 2048
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class ConvexNMFConcepts(Factorisation):
             anchors = centred[: self.n_anchors]
             start = spread_start(anchors, self.n_concepts, torch.Generator().manual_seed(self.seed))
             kind = ConvexAtoms(anchors, _weights(anchors, start))
-            atoms = factorise(centred, kind.weights @ anchors, kind, max_iter=self.max_iter, tol=self.tol)
+            atoms = self._solve(centred, kind.weights @ anchors, kind)
             return {"mean": mean, "scale": torch.tensor(scale), "decoder": atoms}
 
         return GatheringLearner(facts, solve, most_rows=self.max_rows)

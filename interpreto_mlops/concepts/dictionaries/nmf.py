@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from interpreto_mlops.concepts.base import DICTIONARIES, check_enough_rows, check_integer, check_number
-from interpreto_mlops.concepts.factorisation import NonnegativeAtoms, factorise, nonnegative_start
+from interpreto_mlops.concepts.factorisation import Atoms, NonnegativeAtoms, factorise, nonnegative_start
 from interpreto_mlops.concepts.gathering import GatheringLearner
 from interpreto_mlops.concepts.linear import LinearDecoder
-from interpreto_mlops.concepts.nonnegative import nonnegative_codes
+from interpreto_mlops.concepts.nonnegative import RIDGE, nonnegative_codes
 from interpreto_mlops.concepts.training import DataFacts, State
 from interpreto_mlops.errors import InputError
 
@@ -28,21 +28,29 @@ class Factorisation(LinearDecoder):
         seed: decides what of the start is drawn at random.
         max_iter: the most rounds of the solver.
         tol: it ends when a round lowers the squared error by less than this share of it.
+        ridge: codes are kept small by this share of their squares; what is minimised, in learning and in encoding, is
+            ‖row − mean − codes · directions‖² + ridge ‖codes‖².
         max_rows: how many rows the directions are learned from, an even sample.
     """
 
     max_iter: int = 200
     tol: float = 1e-4
     max_rows: int = MOST_ROWS
+    ridge: float = RIDGE
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("max_iter", self.max_iter, 1)
         check_number("tol", self.tol, 0.0, 1.0)
+        check_number("ridge", self.ridge, RIDGE)
         check_integer("max_rows", self.max_rows, self.n_concepts)
 
     def _encode(self, rows: torch.Tensor) -> torch.Tensor:
-        return nonnegative_codes((rows.double() - self.mean.double()) / self.scale.double(), self.dictionary).float()
+        centred = (rows.double() - self.mean.double()) / self.scale.double()
+        return nonnegative_codes(centred, self.dictionary, self.ridge).float()
+
+    def _solve(self, rows: torch.Tensor, start: torch.Tensor, kind: Atoms) -> torch.Tensor:
+        return factorise(rows, start, kind, max_iter=self.max_iter, tol=self.tol, ridge=self.ridge)
 
 
 @DICTIONARIES.register("nmf")
@@ -77,7 +85,7 @@ class NMFConcepts(Factorisation):
         def solve(rows: torch.Tensor) -> State:
             scaled = self._nonnegative(rows) / scale
             start = nonnegative_start(scaled, self.n_concepts, torch.Generator().manual_seed(self.seed))
-            atoms = factorise(scaled, start, NonnegativeAtoms(), max_iter=self.max_iter, tol=self.tol)
+            atoms = self._solve(scaled, start, NonnegativeAtoms())
             return {"mean": torch.zeros(facts.width), "scale": torch.tensor(scale), "decoder": atoms}
 
         return GatheringLearner(facts, solve, most_rows=self.max_rows)

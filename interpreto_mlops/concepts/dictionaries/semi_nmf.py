@@ -8,7 +8,7 @@ import torch
 
 from interpreto_mlops.concepts.base import DICTIONARIES, check_enough_rows
 from interpreto_mlops.concepts.dictionaries.nmf import Factorisation
-from interpreto_mlops.concepts.factorisation import FreeAtoms, factorise, spread_start
+from interpreto_mlops.concepts.factorisation import FreeAtoms, spread_start
 from interpreto_mlops.concepts.gathering import GatheringLearner
 from interpreto_mlops.concepts.training import DataFacts, State
 
@@ -30,6 +30,8 @@ class SemiNMFConcepts(Factorisation):
     Source: Ding, Li and Jordan 2010, section 3.
     """
 
+    ridge: float = 0.01
+
     def begin(self, facts: DataFacts) -> GatheringLearner:
         """Return what gathers the rows.
 
@@ -42,7 +44,7 @@ class SemiNMFConcepts(Factorisation):
         def solve(rows: torch.Tensor) -> State:
             centred = ((rows.double() - mean) / scale).float()
             start = spread_start(centred, self.n_concepts, torch.Generator().manual_seed(self.seed))
-            atoms = factorise(centred, start, FreeAtoms(), max_iter=self.max_iter, tol=self.tol)
+            atoms = self._solve(centred, start, FreeAtoms())
             return {"mean": mean, "scale": torch.tensor(scale), "decoder": atoms}
 
         return GatheringLearner(facts, solve, most_rows=self.max_rows)
