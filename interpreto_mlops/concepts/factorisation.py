@@ -160,7 +160,8 @@ class FreeAtoms(Atoms):
         """Return the best atoms."""
         gram = gram.double()
         gram.diagonal().add_(_TINY * float(gram.diagonal().mean()) + torch.finfo(torch.float64).tiny)
-        return torch.linalg.solve(gram, products.double()).float()
+        best: torch.Tensor = torch.linalg.solve(gram, products.double())
+        return best.float()
 
 
 class ConvexAtoms(Atoms):
@@ -188,13 +189,14 @@ class ConvexAtoms(Atoms):
         weights = self._stepped(products, gram, _WEIGHT_STEPS)
         if _loss_of(weights @ self.anchors, products, gram) > before:
             weights = self._stepped(products, gram, 1)
-        better = weights @ self.anchors
+        better: torch.Tensor = weights @ self.anchors
         self.weights = self._normalised(weights, better)
         return better
 
     @staticmethod
     def _normalised(weights: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
-        return weights / atoms.norm(dim=1, keepdim=True).clamp(min=_TINY)
+        normalised: torch.Tensor = weights / atoms.norm(dim=1, keepdim=True).clamp(min=_TINY)
+        return normalised
 
     def _stepped(self, products: torch.Tensor, gram: torch.Tensor, n_steps: int) -> torch.Tensor:
         # In units of the codes' sizes concepts that are rare move as fast as those that are frequent.

@@ -26,7 +26,8 @@ def sweep(codes: torch.Tensor, products: torch.Tensor, gram: torch.Tensor) -> No
     Arguments:
         codes: shape (n_concepts, rows), non-negative.
         products: the products p of atoms and rows, shape (n_concepts, rows).
-        gram: the products of atoms with each other, shape (n_concepts, n_concepts); where its diagonal is 0, codes stay.
+        gram: the products of atoms with each other, shape (n_concepts, n_concepts); codes stay where
+            its diagonal is 0.
 
     Source: Cichocki and Phan 2009, HALS; Hsieh and Dhillon 2011 without their choice of the coordinate.
     """
