@@ -8,7 +8,7 @@ from scipy.optimize import nnls
 # Coordinates that are updated one after the other between two products of matrices.
 _BLOCK = 16
 # Sweeps in float32 that find most of the zeros before the exact steps.
-_SWEEPS = 8
+_SWEEPS = 32
 RIDGE = 1e-6
 """The least share of the squared norm of each atom that is added to it, so that dependent atoms have one solution."""
 
@@ -86,9 +86,10 @@ def _pivot(products: torch.Tensor, gram: torch.Tensor, free: torch.Tensor) -> tu
     fewest = torch.full((n_rows,), n_codes + 1)
     patience = torch.full((n_rows,), _PATIENCE)
     places, free = torch.arange(n_rows), free.clone()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     for _ in range(_MOST_EXCHANGES):
         mine = free[places]
-        found = _solve(products[places], gram, mine)
+        found = _solve(products[places], gram, inverse, mine)
         codes[places] = found
         wrong = torch.where(mine, found, found @ gram - products[places]) < -tolerance[places]
         n_wrong = wrong.sum(dim=1)
@@ -105,10 +106,24 @@ def _pivot(products: torch.Tensor, gram: torch.Tensor, free: torch.Tensor) -> tu
     return codes, places
 
 
-def _solve(products: torch.Tensor, gram: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
-    """Solve gram · c = p over the free codes of each row; the others are 0."""
+def _solve(products: torch.Tensor, gram: torch.Tensor, inverse: torch.Tensor, free: torch.Tensor) -> torch.Tensor:
+    """Solve gram · c = p over the free codes of each row; the others are 0.
+
+    Rows with more free codes than zeros are solved for what holds the zeros down: the same solution from a smaller
+    system, for c = inverse · (p − λ) where λ is 0 at the free codes and makes the others 0.
+    """
     codes = torch.zeros_like(products)
-    sizes = free.sum(dim=1)
+    dense = 2 * free.sum(dim=1) > free.shape[1]
+    codes[~dense] = _within(gram, products[~dense], free[~dense])
+    unbound = products[dense] @ inverse
+    codes[dense] = unbound - _within(inverse, unbound, ~free[dense]) @ inverse
+    return codes.mul_(free)
+
+
+def _within(matrix: torch.Tensor, right: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Solve matrix · x = right in the chosen rows and columns, for each row of `right` its own; elsewhere x is 0."""
+    solutions = torch.zeros_like(right)
+    sizes = chosen.sum(dim=1)
     order = sizes.argsort(descending=True, stable=True)
     order = order[: int((sizes > 0).sum())]
     while len(order):
@@ -117,14 +132,14 @@ def _solve(products: torch.Tensor, gram: torch.Tensor, free: torch.Tensor) -> to
         # Smaller systems are padded, so those of very different sizes are not solved together.
         part = part[sizes[part] * 4 >= size * 3]
         order = order[len(part) :]
-        chosen = free[part].to(torch.int8).topk(size, dim=1)
-        kept, at = chosen.values.bool(), chosen.indices
-        system = gram[at[:, :, None], at[:, None, :]]
-        system = torch.where(kept[:, :, None] & kept[:, None, :], system, torch.eye(size, dtype=gram.dtype))
-        right = torch.where(kept, products[part].gather(1, at), 0.0)
-        solution = torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
-        codes[part] = codes[part].scatter(1, at, solution)
-    return codes
+        most = chosen[part].to(torch.int8).topk(size, dim=1)
+        kept, at = most.values.bool(), most.indices
+        system = matrix[at[:, :, None], at[:, None, :]]
+        system = torch.where(kept[:, :, None] & kept[:, None, :], system, torch.eye(size, dtype=matrix.dtype))
+        known = torch.where(kept, right[part].gather(1, at), 0.0)
+        solution = torch.cholesky_solve(known[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
+        solutions[part] = solutions[part].scatter(1, at, solution)
+    return solutions
 
 
 def _active_set(products: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
