@@ -184,7 +184,12 @@ def attribute(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...
 
 @main.command()
 @_source_options
-@click.option("--layers", type=_LIST, required=True, help="Layer numbers (negative ones from the end) or module paths.")
+@click.option(
+    "--layers",
+    type=_LIST,
+    required=True,
+    help="Layer numbers (negative ones from the end), 1.attention, 1.mlp, head (what the head reads) or module paths.",
+)
 @click.option(
     "--methods",
     type=_LIST,
@@ -220,7 +225,10 @@ def attribute(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...
 @click.option(
     "--effect-texts", type=int, default=200, show_default=True, help="Texts on which the layer is replaced; 0 for none."
 )
-@click.option("--workspace", help="A folder for activations and checkpoints: a job that was killed goes on from there.")
+@click.option(
+    "--workspace",
+    help="A folder for activations, checkpoints and dictionaries, from which a job that was killed goes on.",
+)
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of the texts to score on.")
 @click.option("--select-by", default="reconstruction/r2", show_default=True, help="The metric that chooses the best.")
 @click.option("--register-best/--no-register", default=True, help="Register the best dictionary of each layer.")

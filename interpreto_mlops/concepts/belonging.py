@@ -62,11 +62,11 @@ def place_of(
         split: the split model.
         dictionary: fitted.
         layer: the split point; None takes the dictionary's own layer, or the only split point.
-        allow_mismatch: take a dictionary of another model all the same.
+        allow_mismatch: take a dictionary of another model or layer all the same.
 
     Raises:
         InputError: the model is not split at the dictionary's layer, or the widths differ.
-        IntegrityError: the dictionary was fitted on another model.
+        IntegrityError: the dictionary was fitted on another model, or on another layer than the one given.
     """
     own = dictionary.provenance.get("layer")
     if layer is not None:
@@ -82,6 +82,11 @@ def place_of(
     if split.widths[path] != dictionary.width:
         raise InputError(f"the layer {path!r} has width {split.widths[path]}, and the dictionary {dictionary.width}")
     check_belongs(dictionary, split, allow_mismatch=allow_mismatch)
+    if _differ(own, path) and not allow_mismatch:
+        raise IntegrityError(
+            f"the dictionary was fitted on the layer {own!r}, and this is {path!r}; allow_mismatch=True takes it all "
+            "the same"
+        )
     return path
 
 

@@ -8,7 +8,7 @@ from scipy.optimize import nnls
 # Coordinates that are updated one after the other between two products of matrices.
 _BLOCK = 16
 # Sweeps in float32 that find most of the zeros before the exact steps.
-_SWEEPS = 32
+_SWEEPS = 6
 RIDGE = 1e-6
 """The least share of the squared norm of each atom that is added to it, so that dependent atoms have one solution."""
 

@@ -38,7 +38,19 @@ TAG_TABLES = "mlflow.loggedArtifacts"
 TAG_VERSIONS = "mlflow.modelVersions"
 TAG_EXPERIMENT_KIND = "mlflow.experimentKind"
 
-PARAMS = ("model", "task", "method", "layer", "granularity", "inference_mode", "n_concepts", "seed")
+PARAMS = (
+    "model",
+    "task",
+    "method",
+    "layer",
+    "granularity",
+    "aggregation",
+    "inference_mode",
+    "holdout",
+    "fit_split",
+    "n_concepts",
+    "seed",
+)
 METHOD_PARAM = "method."
 IMPORTANCE_PARAM = "method.importance"
 

@@ -21,6 +21,7 @@ _MAX_CLASSES = 24
 _PER_CLASS = 8
 _CLASSES_ON_CARD = 3
 _MIN_SHARE = 0.005
+_METHODS = {"gradient_x_activation": "gradient × activation"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def render_page(
         facts=page.facts(facts, {"Concepts": f"{len(descriptions)}"}),
         metrics=[(_directed(name, higher_is_better or {}), value) for name, value in metrics.items()],
         classes=[] if importance is None or shares is None else _classes(importance, shares, labels, linked),
+        method="" if importance is None else _METHODS.get(importance.method, importance.method.replace("_", " ")),
         n_classes=0 if importance is None else len(importance.classes),
         has_negative=any(word.activation < 0 for description in shown for word in description.words),
         cards=[_card(description, importance, shares) for description in shown],

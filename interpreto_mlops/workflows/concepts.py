@@ -6,13 +6,14 @@ import hashlib
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from interpreto_mlops.concepts import (
@@ -33,8 +34,11 @@ from interpreto_mlops.concepts import (
     top_words,
 )
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
+from interpreto_mlops.concepts.belonging import check_belongs
 from interpreto_mlops.concepts.metrics import has_predictions, shared_fraction
-from interpreto_mlops.errors import TextWarning
+from interpreto_mlops.errors import InputError, TextWarning
+from interpreto_mlops.models.objectives import InferenceMode, check_mode
+from interpreto_mlops.models.targets import questions
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.concept_evidence import (
@@ -47,8 +51,12 @@ from interpreto_mlops.tracking.logged_models import LoggedFolder
 from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.workflows.job import Job, plain
 from interpreto_mlops.workflows.recipes import ConceptsRecipe
+from interpreto_mlops.workflows.workspace import Workspace
 
 _FEW_TEXTS = 10
+# Rows of these aggregations, or of one token each, say which tokens a concept moves.
+_MOVABLE = {"mean", "sum", "first", "last"}
+_SINGLE = {"token", "all_tokens", "cls"}
 
 
 @dataclass
@@ -63,6 +71,7 @@ class ConceptCell:
         importance: of the concepts for the classes, or for what a language model writes.
         density: how often each concept is active in the rows that it was scored on.
         run_id: of its run, once there is one.
+        hash: of its full configuration, once its run is open.
         logged: the logged model, once there is one.
         registered: its registered name and version, for the best of a layer.
         held_out: whether its metrics are of texts that it was not fitted on.
@@ -76,6 +85,7 @@ class ConceptCell:
     importance: ConceptImportance | None = None
     density: ActivationDensity | None = None
     run_id: str = ""
+    hash: str = ""
     logged: LoggedFolder | None = None
     registered: tuple[str, str] | None = None
     held_out: bool = True
@@ -95,6 +105,8 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
     """
     recipe.check()
     split = ModelWithSplitPoints(job.model, split_points=recipe.layers)
+    explain = _explainer(job, recipe, split)
+    workspace = Workspace(recipe.workspace)
     fit_texts, held_out = (fit_on, job.dataset) if fit_on is not None else hold_out(job.dataset, recipe.holdout)
     cells = [
         ConceptCell(
@@ -104,23 +116,84 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
         for dictionary in _dictionaries(recipe)
     ]
     with warnings.catch_warnings():
+        # What is cut or empty is counted below, once for all.
         warnings.simplefilter("ignore", TextWarning)
         with job.console.stage("activations"):
-            fitting = _activations(job, recipe, split, fit_texts, "fitted")
-            scoring = fitting if held_out is fit_texts else _activations(job, recipe, split, held_out, "scored")
+            fitting = _activations(job, recipe, split, fit_texts, workspace.place("activations", "fitted"))
+            scoring = fitting
+            if held_out is not fit_texts:
+                scoring = _activations(job, recipe, split, held_out, workspace.place("activations", "scored"))
+        _report_texts(job, [fitting[recipe.layers[0]], scoring[recipe.layers[0]]])
         for layer in recipe.layers:
             ours = [cell for cell in cells if cell.layer == layer]
             with ExitStack() as stack:
                 runs = [_open(job, recipe, cell, fit_texts, held_out, stack) for cell in ours]
-                _fit(job, recipe, ours, fitting[layer], [log for log, _ in runs])
+                logs = [log for log, _ in runs]
+                workspace.opened([log.run_id for log in logs])
+                _fit(job, ours, fitting[layer], logs, workspace)
                 _score(job, recipe, split, ours, scoring[layer], held_out)
+                if explain is not None:
+                    with job.console.stage("concept importance"):
+                        for cell in ours:
+                            cell.importance = explain(cell, held_out)
                 for cell, (log, opened) in zip(ours, runs, strict=True):
                     _write(job, recipe, cell, log, held_out)
                     opened.close()
-    _report_cut(job, [fitting[recipe.layers[0]], scoring[recipe.layers[0]]])
     if recipe.register_best:
         _register(job, recipe, cells)
     return cells
+
+
+Explainer = Callable[[ConceptCell, TextDataset], ConceptImportance]
+
+
+def _explainer(job: Job, recipe: ConceptsRecipe, split: ModelWithSplitPoints) -> Explainer | None:
+    """Return what finds the importance of a dictionary's concepts, or None, with a word on why, where there is none.
+
+    What the recipe asks for is checked here, before anything runs.
+
+    Raises:
+        InputError: a target, contrast, mode or parameter that the model or the method does not take, or a target where
+            rows do not say which token a concept moves.
+    """
+    method = IMPORTANCE.get(recipe.importance)(**recipe.options_of(recipe.importance))
+    asked = recipe.target is not None or recipe.contrast is not None or bool(recipe.generate)
+    if missing := _why_no_importance(job, recipe):
+        if asked:
+            raise InputError(f"concepts get no importance: {missing}")
+        job.console.say(f"  concepts get no importance: {missing}")
+        return None
+    check_mode(job.model, InferenceMode.parse(recipe.inference_mode))
+    questions(
+        job.model, job.dataset.texts, recipe.target, contrast=recipe.contrast, generation=recipe.generate or {}
+    )  # fmt: skip
+
+    def explain(cell: ConceptCell, texts: TextDataset) -> ConceptImportance:
+        return concept_importance(
+            split,
+            cell.dictionary,
+            texts,
+            method=method,
+            targets=recipe.target,
+            contrast=recipe.contrast,
+            generation=recipe.generate,
+            inference_mode=recipe.inference_mode,
+            layer=cell.layer,
+            progress=job.console.progress,
+        )
+
+    return explain
+
+
+def _why_no_importance(job: Job, recipe: ConceptsRecipe) -> str | None:
+    """Return why nothing can be said about importance, or None where it can."""
+    if job.model.task == "encoder":
+        return f"the model {job.model.name!r} is neither a classifier nor a language model"
+    if job.model.task == "generation" and not recipe.generate and recipe.target is None:
+        return "a language model needs a target, or generation arguments, to say what its concepts matter to"
+    if recipe.aggregation not in _MOVABLE and recipe.granularity not in _SINGLE:
+        return f"rows that are the {recipe.aggregation!r} of their tokens do not say which token a concept moves"
+    return None
 
 
 def hold_out(dataset: TextDataset, share: float) -> tuple[TextDataset, TextDataset]:
@@ -163,36 +236,42 @@ def _dictionary(method: str, parameters: dict[str, Any]) -> ConceptDictionary:
 
 
 def _activations(
-    job: Job, recipe: ConceptsRecipe, split: ModelWithSplitPoints, texts: TextDataset, part: str
+    job: Job, recipe: ConceptsRecipe, split: ModelWithSplitPoints, texts: TextDataset, folder: Path | None
 ) -> dict[int | str, ActivationSet]:
     return split.get_activations(
         texts,
         granularity=recipe.granularity,
         aggregation=recipe.aggregation,
         dtype=recipe.activation_dtype,
-        directory=None if recipe.workspace is None else Path(recipe.workspace) / "activations" / part,
+        directory=folder,
         progress=job.console.progress,
     )
 
 
 def _fit(
-    job: Job, recipe: ConceptsRecipe, cells: list[ConceptCell], activations: ActivationSet, logs: list[RunLog]
+    job: Job, cells: list[ConceptCell], activations: ActivationSet, logs: list[RunLog], workspace: Workspace
 ) -> None:
-    place = schema.slugify(cells[0].path)
-    checkpoint = None if recipe.workspace is None else Path(recipe.workspace) / "training" / place
+    """Fit the dictionaries of a layer, but for those that the workspace holds already, and label their concepts."""
+    for cell in cells:
+        if (found := workspace.fitted(cell.hash)) is not None:
+            check_belongs(found, activations)
+            cell.dictionary = found
+    new = [place for place, cell in enumerate(cells) if not cell.dictionary.is_fitted]
     with job.console.stage("dictionaries"):
         start = time.perf_counter()
-        fit_together(
-            [cell.dictionary for cell in cells],
-            activations,
-            progress=job.console.progress,
-            checkpoint=checkpoint,
-            listener=training_listener(logs),
-        )
-        # They share one pass, so each bears an equal part of its time.
-        seconds = (time.perf_counter() - start) / len(cells)
+        if new:
+            fit_together(
+                [cells[place].dictionary for place in new],
+                activations,
+                progress=job.console.progress,
+                checkpoint=workspace.place("training", cells[0].path),
+                listener=training_listener([logs[place] for place in new]),
+            )
+        for place in new:
+            # They share one pass, so each bears an equal part of its time.
+            cells[place].metrics["cost/seconds"] = (time.perf_counter() - start) / len(new)
+            workspace.keep(cells[place].hash, cells[place].dictionary)
         for cell in cells:
-            cell.metrics["cost/seconds"] = seconds
             cell.dictionary.descriptions = top_words(cell.dictionary, activations)
 
 
@@ -216,34 +295,14 @@ def _score(
                 shared = {metric.name: metric(fits) for metric in (stability, stability_random, shared_fraction)}
                 for cell in alike:
                     cell.metrics |= shared
-    if recipe.effect_texts and has_predictions(job.model) and recipe.aggregation == "mean":
+    if recipe.effect_texts and has_predictions(job.model):
+        if recipe.aggregation != "mean":
+            job.console.say("  no effect on the model: it needs rows that are means of their tokens")
+            return
         with job.console.stage("effect on the model"):
             few = held_out.head(recipe.effect_texts)
             for cell in cells:
                 cell.metrics |= evaluate_effect(split, cell.dictionary, few, layer=cell.layer)
-    if _explains(job, recipe):
-        with job.console.stage("concept importance"):
-            for cell in cells:
-                cell.importance = concept_importance(
-                    split,
-                    cell.dictionary,
-                    held_out,
-                    method=IMPORTANCE.get(recipe.importance)(**recipe.options_of(recipe.importance)),
-                    targets=recipe.target,
-                    contrast=recipe.contrast,
-                    generation=recipe.generate,
-                    inference_mode=recipe.inference_mode,
-                    layer=cell.layer,
-                    progress=job.console.progress,
-                )
-
-
-def _explains(job: Job, recipe: ConceptsRecipe) -> bool:
-    """Whether there are targets that concepts can matter to, and rows that say which tokens a concept moves."""
-    if job.model.task == "generation" and not recipe.generate and recipe.target is None:
-        return False
-    movable = recipe.aggregation in {"mean", "sum", "first", "last"}
-    return job.model.task != "encoder" and (movable or recipe.granularity in {"token", "all_tokens", "cls"})
 
 
 def _probes(dictionary: ConceptDictionary, activations: ActivationSet, held_out: TextDataset) -> dict[str, float]:
@@ -265,11 +324,19 @@ def _by_seed(cells: list[ConceptCell]) -> list[list[ConceptCell]]:
     return list(groups.values())
 
 
-def _report_cut(job: Job, sets: list[ActivationSet]) -> None:
-    counts = {each.provenance["data"]["digest"]: each.provenance for each in sets}.values()
-    cut, texts = (sum(count) for count in zip(*((c["n_truncated"], c["data"]["n_texts"]) for c in counts), strict=True))
+def _report_texts(job: Job, sets: list[ActivationSet]) -> None:
+    """Say how many texts are cut, and how many leave no row."""
+    sets = list({each.provenance["data"]["digest"]: each for each in sets}.values())
+    texts = sum(each.provenance["data"]["n_texts"] for each in sets)
+    cut = sum(each.provenance["n_truncated"] for each in sets)
+    empty = texts - sum(len(np.unique(each.text_ids)) for each in sets)
+    parts = []
     if cut:
-        job.console.say(f"  concepts: {cut} of {texts} texts cut at {job.model.max_length} tokens")
+        parts.append(f"{cut} of {texts} texts cut at {job.model.max_length} tokens")
+    if empty:
+        parts.append(f"{empty} of {texts} texts have no rows and are skipped")
+    if parts:
+        job.console.say(f"  concepts: {'; '.join(parts)}")
 
 
 def _open(
@@ -285,19 +352,39 @@ def _open(
     config |= {"fitted": fit_texts.digest, "scored": held_out.digest, "aggregation": recipe.aggregation}
     config |= {"importance": recipe.importance, "importance_options": recipe.options_of(recipe.importance)}
     config |= {name: getattr(recipe, name) for name in ("target", "contrast", "inference_mode", "generate", "autocast")}
+    config |= {"activation_dtype": recipe.activation_dtype}
+    cell.hash = job.cell(config)
+    size = "" if dictionary.n_concepts is None else f" {dictionary.n_concepts}"
     opened = stack.enter_context(ExitStack())
     log = opened.enter_context(
         run(
             job.store,
             kind="concepts",
-            name=f"{dictionary.name} {dictionary.n_concepts} at {cell.path} seed {dictionary.seed}",
+            name=f"{dictionary.name}{size} at {cell.path} seed {dictionary.seed}",
             suite=job.suite,
-            cell=job.cell(config),
-            tags={**job.tags(), schema.TAG_LAYER: cell.path},
+            cell=cell.hash,
+            tags={**job.tags(), schema.TAG_LAYER: cell.path, schema.TAG_METHOD: dictionary.name},
+            params=_params(job, recipe, cell),
         )
     )
     cell.run_id = log.run_id
     return log, opened
+
+
+def _params(job: Job, recipe: ConceptsRecipe, cell: ConceptCell) -> dict[str, str]:
+    """Return what is known of a run before anything is fitted, so that one that fails says what it was."""
+    fixed = {
+        "model": job.model.name,
+        "task": job.model.task,
+        "method": cell.dictionary.name,
+        "layer": cell.path,
+        "granularity": recipe.granularity,
+        "aggregation": recipe.aggregation,
+        "holdout": recipe.holdout if recipe.fit_split is None else None,
+        "fit_split": recipe.fit_split,
+    }
+    asked = {"targets": recipe.target, "contrast": recipe.contrast, "generation": recipe.generate or None}
+    return schema.params(fixed, {**cell.dictionary.parameters, **asked})
 
 
 def _write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, log: RunLog, held_out: TextDataset) -> None:
@@ -331,7 +418,10 @@ def _register(job: Job, recipe: ConceptsRecipe, cells: list[ConceptCell]) -> Non
     sign = 1 if CONCEPT_METRICS.get(recipe.select_by).higher_is_better else -1
     with job.console.stage("tracking"):
         for layer in recipe.layers:
-            best = max((c for c in cells if c.layer == layer), key=lambda cell: sign * cell.metrics[recipe.select_by])
+            ours = [cell for cell in cells if cell.layer == layer]
+            # The layer's own neurons reconstruct it without an error, and are what the others are compared with.
+            learned = [cell for cell in ours if cell.dictionary.sized] or ours
+            best = max(learned, key=lambda cell: sign * cell.metrics[recipe.select_by])
             assert best.logged is not None
             version = register_dictionary(job.store, best.logged, best.dictionary, metrics=best.metrics)
             best.registered = (dictionary_name(best.dictionary), str(version.version))

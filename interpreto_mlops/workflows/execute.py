@@ -16,6 +16,7 @@ from interpreto_mlops.workflows.concepts import ConceptCell, concept_table, lear
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
 from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, Recipe
 from interpreto_mlops.workflows.reports import report_run, write_report
+from interpreto_mlops.workflows.workspace import Workspace
 
 
 @dataclass
@@ -69,8 +70,12 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
     # Before any run is there: what the plan refuses leaves nothing in the store.
     plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
+    workspace = Workspace(recipe.workspace if isinstance(recipe, ConceptsRecipe) else None)
+    if count := workspace.close_abandoned(store):
+        console.say(f"  {count} runs that a killed job left open in this workspace are marked KILLED")
     title = f"{recipe.kind} {model.name} on {dataset.name}"
     with report_run(job, title) as log:
+        workspace.opened([log.run_id])
         log.write_recipe(plain(recipe))
         outcome = Outcome(store, job.suite, log.run_id)
         if isinstance(recipe, ConceptsRecipe):

@@ -133,8 +133,10 @@ class ConceptsRecipe(_Recipe):
         generate: arguments of a language model's own generation; without them, or a target, a language model's concepts
             get no importance.
         effect_texts: on how many of the held-out texts the model is run with the layer reconstructed; 0 for none.
-        workspace: a folder where activations and checkpoints are kept, so that the same job, once killed, goes on.
-        select_by: the metric that decides which dictionary of a layer is registered.
+        workspace: a folder where activations, checkpoints and fitted dictionaries are kept, so that the same job, once
+            killed, goes on.
+        select_by: the metric that decides which dictionary of a layer is registered (`neurons`, which lose nothing, only
+            where they are alone); R² prefers dense codes: compare families at like L0.
         register_best: whether one is.
     """
 

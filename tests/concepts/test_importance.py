@@ -175,6 +175,8 @@ def test_what_does_not_belong_together_is_refused(
         concept_importance(ModelWithSplitPoints(tiny_model("bert", seed=1), [1]), dictionary, texts, progress=False)
     with pytest.raises(InputError, match=r"belongs to the layer 'bert\.encoder\.layer\.1'"):
         concept_importance(ModelWithSplitPoints(split.model, [0]), dictionary, texts, progress=False)
+    with pytest.raises(IntegrityError, match=r"on the layer 'bert\.encoder\.layer\.1', and this is '.*0'"):
+        concept_importance(ModelWithSplitPoints(split.model, [0, 1]), dictionary, texts, layer=0, progress=False)
     narrow = PCAConcepts(n_concepts=2).fit(torch.randn(9, 5), progress=False)
     with pytest.raises(InputError, match="has width 32, and the dictionary 5"):
         concept_importance(split, narrow, texts, layer=0, progress=False)

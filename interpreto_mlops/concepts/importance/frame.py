@@ -215,9 +215,9 @@ class Frame:
             output = caught[0]
             scores = [self._settle(each, row) for each, row in zip(batch, read, strict=True)]
             found = self._gradients(scores, output) if gradients else None
-        for place, each in enumerate(batch):
-            self._take(each, output.detach()[place])
-            if found is not None:
+        self._take(batch, output.detach())
+        if found is not None:
+            for place, each in enumerate(batch):
                 each.gradients = self._of_codes(each, found[place][: len(scores[place])])
 
     def _settle(self, each: Subject, read: torch.Tensor) -> torch.Tensor:
@@ -251,10 +251,15 @@ class Frame:
             found.append(torch.autograd.grad(total, leaf, retain_graph=target + 1 < most)[0])
         return torch.stack(found, dim=1)
 
-    def _take(self, each: Subject, output: torch.Tensor) -> None:
-        each.output = output[: len(each.weights)] if self.path not in self.split.per_text else output[None]
-        each.rows = self._rows(each)
-        each.codes = self.dictionary.encode(each.rows) if len(each.rows) else torch.zeros(0, self.dictionary.n_concepts)
+    def _take(self, batch: list[Subject], outputs: torch.Tensor) -> None:
+        """Keep what the layer puts out for each text, its rows and their codes, which are found in one go."""
+        for each, output in zip(batch, outputs, strict=True):
+            each.output = output[: len(each.weights)] if self.path not in self.split.per_text else output[None]
+            each.rows = self._rows(each)
+        rows = torch.cat([each.rows for each in batch])
+        codes = self.dictionary.encode(rows) if len(rows) else torch.zeros(0, self.dictionary.n_concepts)
+        for each, own in zip(batch, codes.split([len(each.rows) for each in batch]), strict=True):
+            each.codes = own
 
     def _rows(self, each: Subject) -> torch.Tensor:
         tokens = each.output.float().cpu()
