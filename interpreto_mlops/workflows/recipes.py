@@ -135,8 +135,8 @@ class ConceptsRecipe(_Recipe):
         effect_texts: on how many of the held-out texts the model is run with the layer reconstructed; 0 for none.
         workspace: a folder where activations, checkpoints and fitted dictionaries are kept, so that the same job, once
             killed, goes on.
-        select_by: the metric that decides which dictionary of a layer is registered (`neurons`, which lose nothing, only
-            where they are alone); R² prefers dense codes: compare families at like L0.
+        select_by: the metric that decides which dictionary of a layer is registered (`neurons`, which lose nothing,
+            only where they are alone); R² prefers dense codes: compare families at like L0.
         register_best: whether one is.
     """
 
