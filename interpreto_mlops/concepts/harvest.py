@@ -275,22 +275,30 @@ class Harvest:
                 writer.commit(columns)
 
     def _capture(self, plans: list[RowPlan], starts: npt.NDArray[np.int64]) -> None:
-        """Put the rows of a batch in their places."""
-        inputs = self.split.model.inputs([plan.encoding for plan in plans])
-        batch = BatchRows(plans, starts, inputs["input_ids"].shape[1], self.plan.aggregation)
+        """Put the rows of a batch in their places; a batch that does not fit in memory goes in halves.
+
+        Raises:
+            OutOfMemoryError: one text alone does not fit.
+        """
         try:
-            if not self._measured:
-                self._measure(inputs)
-            outputs = self.split.capture(inputs, lambda path, output: self._kept(path, output, batch))
+            self._capture_whole(plans, starts)
+            return
         except torch.OutOfMemoryError as error:
             if len(plans) == 1:
                 encoding = plans[0].encoding
                 message = f"text {encoding.index} with {len(encoding)} tokens does not fit in memory"
                 raise OutOfMemoryError(message) from error
-            half = len(plans) // 2
-            self._capture(plans[:half], starts[:half])
-            self._capture(plans[half:], starts[half:])
-            return
+        # Out of the handler, whose traceback holds what has filled the memory.
+        half = len(plans) // 2
+        self._capture(plans[:half], starts[:half])
+        self._capture(plans[half:], starts[half:])
+
+    def _capture_whole(self, plans: list[RowPlan], starts: npt.NDArray[np.int64]) -> None:
+        inputs = self.split.model.inputs([plan.encoding for plan in plans])
+        batch = BatchRows(plans, starts, inputs["input_ids"].shape[1], self.plan.aggregation)
+        if not self._measured:
+            self._measure(inputs)
+        outputs = self.split.capture(inputs, lambda path, output: self._kept(path, output, batch))
         for path, chosen in outputs.items():
             if len(chosen):
                 _check_finite(chosen, path, partial(batch.plan_of, count=len(chosen)))

@@ -18,7 +18,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, concept_importance, local_importance
+from interpreto_mlops.concepts import (
+    ModelWithSplitPoints,
+    PCAConcepts,
+    TopKSAEConcepts,
+    concept_importance,
+    local_importance,
+)
 from interpreto_mlops.concepts.importance import frame, variants
 from interpreto_mlops.concepts.interventions import steer
 from interpreto_mlops.errors import OutOfMemoryError
@@ -357,3 +363,21 @@ def test_places_of_an_encoder_are_those_of_its_row_in_every_generation() -> None
     for output in seen:
         moved = (output - plain).abs().amax(-1) > 1e-4
         assert moved.tolist() == [False, True, False, False]
+
+
+def test_a_text_in_lines_says_where_each_concept_counts(tiny_model: Callable[..., TextModel], texts: list[str]) -> None:
+    split = ModelWithSplitPoints(tiny_model("bert"), [0])
+    rows = split.get_activations(texts, progress=False)[0]
+    dictionary = TopKSAEConcepts(n_concepts=12, k=2, n_epochs=1).fit(rows, progress=False)
+    (local,) = local_importance(split, dictionary, texts[:1])
+    lines = local.to_frame()
+    assert set(lines["text"]) == {local.text[start:end] for start, end in local.spans.tolist()}
+    sums = lines.groupby("concept")["importance"].sum().reindex(range(12), fill_value=0.0)
+    np.testing.assert_allclose(sums, local.totals[0], atol=1e-9)
+    line = lines.iloc[3]
+    assert line["activation"] == local.codes[line["row"], line["concept"]] > 0
+    assert set(lines["name"]) == {local.targets[0].name}
+    (whole,) = local_importance(split, dictionary, texts[:1], method="ablation")
+    lines = whole.to_frame()
+    assert lines["row"].isna().all() == (whole.values is None)
+    np.testing.assert_allclose(lines["importance"].sum(), whole.totals.sum())

@@ -83,6 +83,8 @@ def test_labels_that_do_not_fit_are_refused() -> None:
         m.sparse_probing(planted(), ["a"] * 180)
     with pytest.raises(InputError, match=r"sizes of probes must be whole numbers of at least 1, not \[0\]"):
         m.sparse_probing(planted(), LABELS, sizes=[0])
+    with pytest.raises(InputError, match=r"test_share must be above 0 and below 1, not 1\.5"):
+        m.sparse_probing(planted(), LABELS, test_share=1.5)
     bad = planted()
     bad[5, 2] = float("inf")
     with pytest.raises(InputError, match="row 5 of the codes is NaN or infinite"):

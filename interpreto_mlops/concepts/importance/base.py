@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 
 from interpreto_mlops.models.objectives import Target
@@ -20,6 +21,8 @@ from interpreto_mlops.registry import Registry
 
 Floats = npt.NDArray[np.float64]
 C = TypeVar("C")
+
+_COLUMNS = ["target", "name", "row", "start", "end", "text", "concept", "activation", "importance"]
 
 
 class _Methods(Registry[type["ImportanceMethod"]]):
@@ -124,3 +127,23 @@ class LocalImportance:
     def top(self, target: int, k: int) -> tuple[int, ...]:
         """Return the concepts of the largest |importance| for a target, best first."""
         return tuple(np.argsort(-np.abs(self.totals[target]), kind="stable")[:k].tolist())
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a line for each target, row and concept that is active there or matters.
+
+        Returns:
+            Columns `target` (its place), `name`, `row`, `start`, `end` (the row's characters), `text`, `concept`,
+            `activation` and `importance`. Of a method without `values` there is a line for each target and concept,
+            without a row.
+        """
+        lines: list[tuple[Any, ...]] = []
+        if self.values is None:
+            kept = np.argwhere(np.broadcast_to((self.codes != 0).any(axis=0), self.totals.shape) | (self.totals != 0))
+            lines += [(t, None, None, None, None, c, None, float(self.totals[t, c])) for t, c in kept.tolist()]
+        else:
+            for t, r, c in np.argwhere((self.codes != 0)[None] | (self.values != 0)).tolist():
+                start, end = self.spans[r].tolist()
+                piece = self.text[start:end]
+                lines.append((t, r, start, end, piece, c, float(self.codes[r, c]), float(self.values[t, r, c])))
+        names = [str(target.name) for target in self.targets]
+        return pd.DataFrame([(line[0], names[line[0]], *line[1:]) for line in lines], columns=_COLUMNS)

@@ -109,12 +109,14 @@ def sparse_probing(
         seed: of the division.
 
     Raises:
-        InputError: labels or sizes that do not fit, or NaN.
+        InputError: labels, sizes or a share that do not fit, or NaN.
         DataError: fewer than two classes, or one with fewer than four rows.
 
     Source: Gurnee et al. 2023, section 3 (maximum mean difference).
     """
     matrix = np.asarray(as_matrix(codes, "codes").double().numpy())
+    if not 0 < test_share < 1:
+        raise InputError(f"test_share must be above 0 and below 1, not {test_share!r}")
     classes, numbers = _classes(matrix, labels, sizes)
     train, test = train_test_split(np.arange(len(matrix)), test_size=test_share, random_state=seed, stratify=numbers)
     scaler = StandardScaler().fit(matrix[train])
