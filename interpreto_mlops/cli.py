@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from interpreto_mlops import __version__
 from interpreto_mlops.errors import InterpretoError
 
 if TYPE_CHECKING:
+    from interpreto_mlops.tracking.store import Store
     from interpreto_mlops.workflows.job import Console
 
 
@@ -80,6 +82,7 @@ _TRACKING = click.option(
     "--tracking-uri",
     help="A server's address or sqlite:///path [default: MLFLOW_TRACKING_URI, else a local file].",
 )
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _EXPERIMENT = click.option("--experiment", help="The MLflow experiment; created where it is missing.")
 
 
@@ -269,6 +272,55 @@ def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], gen
         if generation:
             given["generate"] = parse_settings(generation)
         execute(parse_recipe(given), command=_command(), console=console)
+
+
+@main.command()
+@click.argument("uri")
+@_TRACKING
+@_JSON
+def lineage(uri: str, tracking_uri: str | None, as_json: bool) -> None:
+    """Show what the model, dictionary or run at URI comes from, and what was made of it.
+
+    Example: interpreto-mlops lineage models:/reviews@champion
+    """
+    with _said_plainly():
+        _console(quiet=False)
+        from interpreto_mlops.tracking.lineage import lineage as find
+
+        tree = find(_existing_store(tracking_uri), uri)
+        click.echo(json.dumps(tree.to_dict(), indent=1, ensure_ascii=False) if as_json else "\n".join(tree.lines()))
+
+
+@main.command()
+@click.argument("uri")
+@_TRACKING
+@_JSON
+def verify(uri: str, tracking_uri: str | None, as_json: bool) -> None:
+    """Compare the evidence at URI, a model, dictionary or run, with the sha256 that were kept when it was logged.
+
+    The exit code is 0 where all is as it was, 1 where something was changed or is gone, 2 where it cannot be told.
+
+    Example: interpreto-mlops verify models:/reviews/3
+    """
+    with _said_plainly():
+        _console(quiet=False)
+        from interpreto_mlops.tracking.verification import verify_evidence
+
+        found = verify_evidence(_existing_store(tracking_uri), uri)
+        if as_json:
+            click.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
+        else:
+            for finding in found.findings:
+                click.echo(f"{finding.verdict}: {finding.subject}: {finding.detail}")
+            click.echo(f"{found.pinned} is {found.verdict}: {found.n_files} files compared")
+        sys.exit({"intact": 0, "broken": 1, "undecided": 2}[found.verdict])
+
+
+def _existing_store(tracking_uri: str | None) -> Store:
+    from interpreto_mlops.tracking.store import existing_store
+    from interpreto_mlops.workflows.job import DEFAULT_STORE
+
+    return existing_store(tracking_uri, default=DEFAULT_STORE)
 
 
 @main.command()

@@ -169,6 +169,7 @@ def _run(kind: str, name: str, run_id: str | None) -> Iterator[RunLog]:
         if kind not in held:
             log.tags({schema.TAG_KIND: ",".join([*held, kind]), schema.TAG_VERSION: version_of("interpreto-mlops")})
             yield log
+            log.seal()
             return
         # The run of `mlflow run` is taken once; what comes after it gets runs of its own.
         if run_id is not None or mlflow.active_run() is not None:

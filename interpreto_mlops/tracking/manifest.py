@@ -20,6 +20,14 @@ def manifest_of(folder: str | Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): _sha256(path) for path in files}
 
 
+def differences(folder: str | Path, manifest: Mapping[str, str]) -> dict[str, str]:
+    """Return what is not as the manifest says, by path: `missing`, `changed` or `added`."""
+    there = manifest_of(folder)
+    found = {name: "missing" for name in manifest if name not in there}
+    found |= {name: "changed" for name, sha256 in manifest.items() if there.get(name, sha256) != sha256}
+    return found | {name: "added" for name in there if name not in manifest}
+
+
 def digest_of(manifest: Mapping[str, str]) -> str:
     """Return the sha256 of a manifest."""
     return hashlib.sha256(json.dumps(dict(manifest), sort_keys=True).encode()).hexdigest()

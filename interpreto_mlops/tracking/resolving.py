@@ -107,6 +107,18 @@ def fetched(store: Store, model: ResolvedModel) -> Iterator[Path]:
         ModelLoadError: they cannot be fetched.
         IntegrityError: they were changed.
     """
+    with downloaded(store, model) as folder:
+        verify(folder, model.manifest, repr(model.uri))
+        yield folder
+
+
+@contextmanager
+def downloaded(store: Store, model: ResolvedModel) -> Iterator[Path]:
+    """Hold the files of a model in a local folder, as they are.
+
+    Raises:
+        ModelLoadError: they cannot be fetched.
+    """
     here = urlsplit(model.location).scheme in {"", "file"}
     with tempfile.TemporaryDirectory(prefix="interpreto-model-") as scratch:
         try:
@@ -118,7 +130,6 @@ def fetched(store: Store, model: ResolvedModel) -> Iterator[Path]:
             )
         except (MlflowException, RequestException, OSError) as error:
             raise ModelLoadError(f"cannot fetch the model {model.given!r}: {first_line(error)}") from None
-        verify(local, model.manifest, repr(model.uri))
         yield Path(local)
 
 

@@ -25,6 +25,7 @@ from interpreto_mlops.tracking import _mlflow_private, schema
 from interpreto_mlops.tracking.addresses import first_line, redact
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.environment import environment, version_of
+from interpreto_mlops.tracking.manifest import digest_of, manifest_of
 from interpreto_mlops.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class RunLog:
         self.found_params: dict[str, str] = dict(found.data.params)
         self.found_tags: dict[str, str] = dict(found.data.tags)
         self.logged_params: dict[str, str] = {}
+        self._written: dict[str, str] = {}
         self._tables: list[dict[str, str]] = json.loads(self.found_tags.get(schema.TAG_TABLES, "[]"))
 
     @property
@@ -192,6 +194,7 @@ class RunLog:
         """Upload what is in a local folder into the artifact folder `path`."""
         with self.store.guarded("write artifacts"):
             self._client.log_artifacts(self.run_id, str(local), path)
+        self._written |= {f"{path}/{name}" if path else name: value for name, value in manifest_of(local).items()}
 
     def _file(self, path: str, write: Callable[[Path], object]) -> None:
         place = PurePosixPath(path)
@@ -203,6 +206,7 @@ class RunLog:
             parent = str(place.parent)
             with self.store.guarded(f"write the artifact {path!r}"):
                 self._client.log_artifact(self.run_id, str(local), None if parent == "." else parent)
+            self._written[path] = manifest_of(scratch)[local.name]
 
     def input(self, dataset: TextDataset | DataReference, context: str) -> None:
         """Log a data set as input, under a context such as `explained` or `fitted`."""
@@ -248,6 +252,27 @@ class RunLog:
         """Write `recipe.yaml`, from which the run can be repeated."""
         self.dict(schema.RECIPE, json.loads(redact(json.dumps(dict(recipe)))))
 
+    def seal(self) -> None:
+        """Write the sha256 of every artifact that was written here into `manifest.json`, and its own into a tag.
+
+        What is written again later, or into a run that the user shares, is sealed anew by whoever writes it.
+        """
+        if not self._written:
+            return
+        sealed = {**self._sealed(), **self._written}
+        self.dict(schema.RUN_MANIFEST, sealed)
+        del self._written[schema.RUN_MANIFEST]
+        self.tags({schema.TAG_SHA256: digest_of(sealed)})
+
+    def _sealed(self) -> Mapping[str, str]:
+        """Return what an earlier writer sealed."""
+        if schema.TAG_SHA256 not in self.found_tags:
+            return {}
+        with self.store.guarded(f"read {schema.RUN_MANIFEST}"), tempfile.TemporaryDirectory() as scratch:
+            path = self._client.download_artifacts(self.run_id, schema.RUN_MANIFEST, scratch)
+            sealed: Mapping[str, str] = json.loads(Path(path).read_text(encoding="utf-8"))
+            return sealed
+
 
 @contextmanager
 def run(
@@ -292,6 +317,7 @@ def run(
         if params:
             log.params(params)
         yield log
+        log.seal()
         with store.guarded("close the run"):
             _mlflow_private.end_run(store.client, identifier, "FINISHED")
     except BaseException as error:

@@ -84,6 +84,7 @@ REPORT_COST = "report/cost.png"
 REPORT_METHODS = "report/methods.json"
 REPORT_PAIRS = "report/pairs.json"
 RECIPE = "recipe.yaml"
+RUN_MANIFEST = "manifest.json"
 ENVIRONMENT = "environment.json"
 
 _MAX_SLUG = 120

@@ -111,6 +111,31 @@ def connect(
     return Store(client, found.experiment_id, found.name, uri, registry)
 
 
+def existing_store(tracking_uri: str | None, *, default: str, timeout: float = CONNECT_SECONDS) -> Store:
+    """Open a store to read what is in it: nothing is made, neither a database nor an experiment.
+
+    Arguments:
+        tracking_uri, default, timeout: as for `connect`.
+
+    Raises:
+        TrackingError: an address of another kind, a store that is not there or does not answer.
+    """
+    uri = normalise(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default)
+    if (database := sqlite_file(uri)) is not None and not database.is_file():
+        raise TrackingError(
+            f"there is no MLflow database {str(database)!r}; give the store's address by --tracking-uri"
+        )
+    check(uri, timeout)
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    client = MlflowClient(tracking_uri=uri, registry_uri=registry)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
+    try:
+        found = client.get_experiment_by_name(name) or client.search_experiments(max_results=1)[0]
+    except (MlflowException, RequestException, IndexError) as error:
+        raise TrackingError(f"cannot read the store {redact(uri)!r}: {first_line(error)}") from None
+    return Store(client, found.experiment_id, found.name, uri, registry)
+
+
 def current_store() -> Store:
     """Return the store and experiment that `mlflow.start_run` would use now.
 

@@ -149,7 +149,9 @@ def _check_attribution_files(folder: Path, explanations: AttributionSet, scores:
         "example.png",
         "examples.json",
     )
-    assert files == {f"attributions/{name}" for name in (*names, "metrics.json", "scores.parquet")}
+    expected = {f"attributions/{name}" for name in (*names, "metrics.json", "scores.parquet")}
+    assert files == {*expected, "manifest.json"}
+    assert set(json.loads((folder / "manifest.json").read_text())) == expected
     assert AttributionSet.load(folder / "attributions") == explanations
     page = (folder / "attributions/attributions.html").read_text(encoding="utf-8")
     assert "<script" not in page
@@ -237,7 +239,7 @@ def _check_version(store: Store, version: Any, model_id: str, run_id: str, dicti
 def _check_concept_files(folder: Path, dictionary: ConceptDictionary) -> None:
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     names = ("concepts.html", "importance.parquet", "importance.png", "labels.json", "training.png")
-    assert files == {f"concepts/{name}" for name in names}
+    assert files == {*(f"concepts/{name}" for name in names), "manifest.json"}
     table = pd.read_json(folder / "concepts/labels.json", orient="split")
     assert dictionary.descriptions is not None
     assert table["label"].tolist() == [description.label for description in dictionary.descriptions]
