@@ -108,6 +108,8 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
     explain = _explainer(job, recipe, split)
     workspace = Workspace(recipe.workspace)
     fit_texts, held_out = (fit_on, job.dataset) if fit_on is not None else hold_out(job.dataset, recipe.holdout)
+    if recipe.holdout and held_out is fit_texts:
+        job.console.say(f"  {len(held_out)} texts are too few to hold some out: scores are of the texts fitted on")
     cells = [
         ConceptCell(
             layer, split.path(layer), dictionary, held_out=held_out is not fit_texts, selected_by=recipe.select_by
@@ -205,7 +207,9 @@ def hold_out(dataset: TextDataset, share: float) -> tuple[TextDataset, TextDatas
     """
     sides: tuple[list[int], list[int]] = ([], [])
     for place, text in enumerate(dataset.texts):
-        number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+        # With a prefix of its own: a data set may have been split by the hash of its texts already.
+        digest = hashlib.sha256(b"holdout:" + text.encode("utf-8", "surrogatepass")).digest()
+        number = int.from_bytes(digest[:8], "big")
         sides[number < share * 2**64].append(place)
     if len(dataset) < _FEW_TEXTS or not all(sides):
         return dataset, dataset

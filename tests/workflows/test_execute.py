@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -278,6 +279,10 @@ def test_the_holdout_depends_on_the_text_alone(texts):
     assert set(fit.texts) | set(held.texts) == set(many)
     assert not set(fit.texts) & set(held.texts)
     assert 0.15 < len(held) / len(many) < 0.45
+    # Also of texts that were chosen by their hash, as the parts of `library_docs` are.
+    chosen = tuple(text for text in many if hashlib.sha256(text.encode()).digest()[0] > 100)
+    fit, held = hold_out(TextDataset("d", chosen), 0.3)
+    assert 0.15 < len(held) / len(chosen) < 0.45
     few = TextDataset("d", tuple(texts))
     assert hold_out(few, 0.3) == (few, few)
 
