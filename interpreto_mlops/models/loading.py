@@ -39,6 +39,7 @@ def load_model(
     uri: str | None = None,
     model_id: str | None = None,
     dtype: str | None = None,
+    revision: str | None = None,
     **options: Any,
 ) -> TextModel:
     """Load a model and its tokenizer from a folder or from the HuggingFace hub.
@@ -51,6 +52,7 @@ def load_model(
         uri: the pinned place to load it from again; by default the source (a hub id with its commit).
         model_id: MLflow's id of the logged model.
         dtype: `float32`, `bfloat16`, `float16` or `float64` for weights in another dtype than the checkpoint's.
+        revision: the commit, tag or branch of a hub id; by default its newest commit.
         options: how the model is run: `autocast`, `compile`, `token_budget`, `prefix_reuse`; see `TextModel`.
 
     Raises:
@@ -66,10 +68,11 @@ def load_model(
     local = folder or not _hub_answers()
     try:
         # Asked in this order, so that a wrong id fails on the smallest file.
-        config = AutoConfig.from_pretrained(text, local_files_only=local, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local, trust_remote_code=False)
+        where = {"local_files_only": local, "trust_remote_code": False, "revision": revision or "main"}
+        config = AutoConfig.from_pretrained(text, **where)
+        tokenizer = AutoTokenizer.from_pretrained(text, **where)
         network = _auto_class(config.architectures).from_pretrained(
-            text, config=config, local_files_only=local, trust_remote_code=False, use_safetensors=True, **weights
+            text, config=config, use_safetensors=True, **where, **weights
         )
     except InterpretoError:
         raise
