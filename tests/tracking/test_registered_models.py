@@ -77,8 +77,8 @@ class Holds(mlflow.pyfunc.PythonModel):
     def __init__(self, **held: Any) -> None:
         self.__dict__ |= held
 
-    def predict(self, context, model_input, params=None):  # MLflow warns of hints
-        return list(model_input)
+    def predict(self, model_input: list[str]) -> list[str]:
+        return model_input
 
 
 def saved_parts(model: TextModel, tmp_path: Path) -> tuple[str, str, str]:
