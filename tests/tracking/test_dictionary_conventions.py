@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from mlflow.types import Schema, TensorSpec
 from interpreto_mlops.concepts import ConceptDictionary, ModelWithSplitPoints, PCAConcepts, top_words
 from interpreto_mlops.concepts.importance.results import ConceptImportance
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Word
-from interpreto_mlops.errors import InputError, NotFittedError, TrackingError
+from interpreto_mlops.errors import InputError, IntegrityError, ModelLoadError, NotFittedError, TrackingError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import connect, dictionary_flavor, load_dictionary, log_text_model, run, write_dictionary
@@ -220,6 +221,34 @@ def test_everything_that_log_model_takes(user: Store, dictionary: ConceptDiction
     loaded = mlflow.pyfunc.load_model(f"models:/{name}/{version.version}")
     assert loaded.metadata.signature == signature
     np.testing.assert_array_equal(loaded.input_example, rows(dictionary, 2))
+
+
+def test_a_name_that_mlflow_refuses_is_made_safe(user: Store, dictionary: ConceptDictionary) -> None:
+    for forbidden in ("encoder.layer.3", "a/b", "a:b", "50%", 'a"b', "it's"):
+        with pytest.raises(mlflow.MlflowException):
+            user.client.create_logged_model(user.experiment_id, forbidden)
+    info = dictionary_flavor.log_model(dictionary, "a/b:c.d%e\"f'g <b> é")
+    assert mlflow.get_logged_model(info.model_id).name == "a-b-c-d-e-f-g-b-e"
+
+
+def test_labels_that_were_replaced_and_files_that_are_gone(
+    store: Store, dictionary: ConceptDictionary, tmp_path: Path
+) -> None:
+    mlflow.set_tracking_uri(store.tracking_uri)
+    mlflow.set_experiment(experiment_id=store.experiment_id)
+    info = dictionary_flavor.log_model(dictionary, registered_model_name="cd")
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    (changed / "labels.json").write_text('{"columns": [], "data": []}')
+    store.client.log_model_artifacts(info.model_id, str(changed))
+    for address in ("models:/cd/1", info.model_uri):
+        with pytest.raises(IntegrityError, match=rf"the file 'labels\.json' of '{address}' was changed since it was"):
+            load_dictionary(address)
+    folder = Path(mlflow.artifacts.download_artifacts(mlflow.get_logged_model(info.model_id).artifact_location))
+    shutil.rmtree(folder)
+    with pytest.raises(ModelLoadError, match="cannot fetch the model 'models:/cd/1'") as caught:
+        load_dictionary("models:/cd/1")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_logged_model_that_is_there_is_filled(user: Store, dictionary: ConceptDictionary) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlflow
+import pandas as pd
 import pytest
 
 from interpreto_mlops.tracking.runs import RunLog
@@ -96,3 +97,31 @@ def test_metrics_land_on_the_logged_model_with_the_data_set(
     assert metric.value == pytest.approx(cell.data.metrics["faithfulness/deletion"])
     (given,) = cell.inputs.dataset_inputs
     assert metric.dataset_digest == given.dataset.digest
+
+
+def test_a_dictionary_of_a_wrapped_model_finds_its_base_again(database, tiny_model, model_folder, data_file, texts):
+    store = connect(database, "wrapped")
+    mlflow.set_tracking_uri(database)
+    mlflow.set_experiment(experiment_id=store.experiment_id)
+    named = registered(store, "pyfunc", tiny_model(), model_folder)
+    recipe = {
+        "kind": "concepts",
+        "model": f"models:/{named['name']}@champion",
+        "data": str(data_file),
+        "text_column": "review",
+        "layers": [1],
+        "methods": ["pca"],
+        "n_concepts": [4],
+        "seeds": 1,
+        "tracking_uri": database,
+        "experiment": "wrapped",
+    }
+    (cell,) = execute(parse_recipe(recipe), command="…").concepts
+    keys = {metric.key for metric in store.client.get_logged_model(named["model_id"]).metrics}
+    assert {"explain/r2", "explain/mse", "explain/l0"} <= keys
+    name, number = cell.registered
+    loaded = mlflow.pyfunc.load_model(f"models:/{name}/{number}")
+    entry = loaded.metadata.flavors["interpreto_mlops"]
+    assert (entry["base_model"], entry["base_model_revision"]) == (f"models:/{named['name']}/1", "1")
+    assert entry["base_model_id"] == named["model_id"]
+    assert loaded.predict(pd.DataFrame({"text": texts})).shape == (len(texts), 4)
