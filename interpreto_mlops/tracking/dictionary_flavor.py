@@ -6,6 +6,9 @@ over the text's rows (`max`) or their mean (`mean`); `top_k`, by which the stron
 
 `mlflow.pyfunc.load_model(uri, model_config={"base_model": address})`, and the variable `MLFLOW_PYFUNC_INFERENCE_CONFIG`
 of a server, take the base model from another place than its pinned one; its content is compared all the same.
+
+`mlflow.pyfunc.spark_udf` takes a struct of the column, `udf(struct("text"))`: columns by their place are filled up with
+NaN, which MLflow's own check of the schema refuses.
 """
 
 from __future__ import annotations

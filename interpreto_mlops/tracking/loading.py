@@ -111,11 +111,13 @@ def _load_joined(
 ) -> TextModel:
     """Load a network and a tokenizer that are kept apart: together they are the folder that transformers writes."""
     with tempfile.TemporaryDirectory(prefix="interpreto-model-") as joined:
-        for file in (file for part in parts for file in sorted(part.iterdir())):
-            target = Path(joined) / file.name
+        files = [(file, file.relative_to(part)) for part in parts for file in sorted(part.rglob("*")) if file.is_file()]
+        for file, place in files:
+            target = Path(joined) / place
             # What was put beside the files after they were logged is not the model that was logged.
             known = not found.manifest or file.relative_to(root).as_posix() in found.manifest
-            if known and file.is_file() and not target.exists():
+            if known and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(file.resolve())
         if not has_tokenizer(Path(joined)):
             raise ModelLoadError(f"the model {found.given!r} has no tokenizer; log it with its tokenizer")
