@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -271,7 +272,7 @@ def load_model(model_uri: str, dst_path: str | None = None) -> ConceptDictionary
 
     Arguments:
         model_uri: see `load_dictionary`.
-        dst_path: a folder that is there, to keep the model's files in.
+        dst_path: a folder to keep the model's files in, beside what is there.
     """
     return _load(model_uri, None, dst_path)
 
@@ -281,7 +282,9 @@ def _load(source: str | Path, store: Store | None, keep_in: str | None) -> Conce
     if is_model_uri(text):
         store = store or current_store()
         found = resolve(store, text)
-        with fetched(store, found, keep_in) as folder:
+        with fetched(store, found) as folder:
+            if keep_in is not None:
+                shutil.copytree(folder, keep_in, dirs_exist_ok=True)
             return _load_saved(found, folder)
     folder = Path(source)
     if not folder.is_dir():

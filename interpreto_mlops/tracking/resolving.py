@@ -100,13 +100,8 @@ def find_registered(store: Store, name: str) -> str | None:
 
 
 @contextmanager
-def fetched(store: Store, model: ResolvedModel, keep_in: str | None = None) -> Iterator[Path]:
+def fetched(store: Store, model: ResolvedModel) -> Iterator[Path]:
     """Hold the files of a model in a local folder, checked against its manifest where it has one.
-
-    Arguments:
-        store: where it was resolved.
-        model: which.
-        keep_in: a folder for them to stay in; by default they are read where they are, or gone afterwards.
 
     Raises:
         ModelLoadError: they cannot be fetched.
@@ -117,7 +112,7 @@ def fetched(store: Store, model: ResolvedModel, keep_in: str | None = None) -> I
         try:
             local = mlflow.artifacts.download_artifacts(
                 artifact_uri=model.location,
-                dst_path=keep_in or (None if here else scratch),
+                dst_path=None if here else scratch,
                 tracking_uri=store.tracking_uri,
                 registry_uri=store.registry_uri,
             )
