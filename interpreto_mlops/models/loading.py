@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,15 +12,16 @@ from urllib.request import getproxies
 
 import torch
 import transformers
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer
 
 from interpreto_mlops.errors import InterpretoError, ModelLoadError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 
 _HUB_SECONDS = 5.0
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 _OPTIONS = ("autocast", "compile", "token_budget", "prefix_reuse")
 
 # In the order of preference: the head that a checkpoint was saved with decides.
@@ -39,6 +41,7 @@ def load_model(
     uri: str | None = None,
     model_id: str | None = None,
     dtype: str | None = None,
+    revision: str | None = None,
     **options: Any,
 ) -> TextModel:
     """Load a model and its tokenizer from a folder or from the HuggingFace hub.
@@ -51,6 +54,7 @@ def load_model(
         uri: the pinned place to load it from again; by default the source (a hub id with its commit).
         model_id: MLflow's id of the logged model.
         dtype: `float32`, `bfloat16`, `float16` or `float64` for weights in another dtype than the checkpoint's.
+        revision: the commit, tag or branch of a hub id; by default its newest commit.
         options: how the model is run: `autocast`, `compile`, `token_budget`, `prefix_reuse`; see `TextModel`.
 
     Raises:
@@ -66,17 +70,18 @@ def load_model(
     local = folder or not _hub_answers()
     try:
         # Asked in this order, so that a wrong id fails on the smallest file.
-        config = AutoConfig.from_pretrained(text, local_files_only=local, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(text, local_files_only=local, trust_remote_code=False)
+        where = {"local_files_only": local, "trust_remote_code": False, "revision": revision or "main"}
+        config = AutoConfig.from_pretrained(text, **where)
+        tokenizer = AutoTokenizer.from_pretrained(text, **where)
         network = _auto_class(config.architectures).from_pretrained(
-            text, config=config, local_files_only=local, trust_remote_code=False, use_safetensors=True, **weights
+            text, config=config, use_safetensors=True, **where, **weights
         )
     except InterpretoError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelLoadError(_explain(text, folder, error)) from error
     network.eval()
-    pinned = uri or _pinned(text, folder, network)
+    pinned = uri or _pinned(text, folder, revision)
     name = name or (Path(text).resolve().name if folder else None)
     return TextModel(network, tokenizer, name=name, uri=pinned, model_id=model_id, **options)
 
@@ -121,11 +126,13 @@ def _auto_class(architectures: list[str] | None) -> Any:
     return transformers.AutoModel
 
 
-def _pinned(source: str, local: bool, network: PreTrainedModel) -> str:
+def _pinned(source: str, local: bool, revision: str | None) -> str:
     if local:
         return str(Path(source).resolve())
-    commit = getattr(network.config, "_commit_hash", None)
-    return f"{source}@{commit}" if commit else source
+    # The model itself does not say which commit it is of; the cache that it came through does.
+    kept = try_to_load_from_cache(source, "config.json", revision=revision)
+    commit = _SNAPSHOT.search(Path(kept).as_posix()) if isinstance(kept, str) else None
+    return source if commit is None else f"{source}@{commit[1]}"
 
 
 def _explain(source: str, folder: bool, error: Exception) -> str:

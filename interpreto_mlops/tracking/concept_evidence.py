@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 
 from interpreto_mlops.concepts.base import ConceptDictionary
@@ -14,7 +13,9 @@ from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.attribution_evidence import summary_table
 from interpreto_mlops.tracking.data import DataReference
-from interpreto_mlops.tracking.dictionary_flavor import dictionary_tags, save_model
+from interpreto_mlops.tracking.dictionary_card import labels_table
+from interpreto_mlops.tracking.dictionary_facts import dictionary_tags
+from interpreto_mlops.tracking.dictionary_flavor import save_model
 from interpreto_mlops.tracking.logged_models import LoggedFolder, log_folder, register
 from interpreto_mlops.tracking.runs import RunLog
 from interpreto_mlops.tracking.store import Store
@@ -22,7 +23,6 @@ from interpreto_mlops.visuals import concepts_html, figures
 
 if TYPE_CHECKING:
     from interpreto_mlops.concepts.importance import ConceptImportance
-    from interpreto_mlops.concepts.interpretation import ConceptDescription
     from interpreto_mlops.concepts.metrics import ActivationDensity
 
 _AXES = ("step", "epoch")
@@ -66,7 +66,7 @@ def write_dictionary(
     logged = log_folder(
         run.store,
         name,
-        lambda path, entry: save_model(dictionary, path, mlflow_model=entry),
+        lambda path, entry: save_model(dictionary, path, mlflow_model=entry, metrics=metrics, importance=importance),
         model_type=schema.DICTIONARY_KIND,
         run_id=run.run_id,
         params=run.logged_params,
@@ -214,28 +214,12 @@ def _write_concepts(
         run.frame(schema.CONCEPTS_IMPORTANCE, importance.to_frame())
         run.figure(schema.CONCEPTS_IMPORTANCE_FIGURE, figures.importance_figure(importance, descriptions))
     if descriptions:
-        run.table(schema.CONCEPTS_LABELS, _labels(descriptions))
+        run.table(schema.CONCEPTS_LABELS, labels_table(descriptions))
         title = f"{dictionary.name} at {dictionary.provenance.get('layer', 'a layer')}"
         page = concepts_html.render_page(
             descriptions, importance, title=title, facts=_facts(dictionary), metrics=metrics
         )
         run.text(schema.CONCEPTS_HTML, page)
-
-
-def _labels(descriptions: Sequence[ConceptDescription]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "concept": description.concept,
-                "label": description.label,
-                "words": ", ".join(f"{word.word} {word.activation:.3f}" for word in description.words),
-                "density": description.density,
-                "max_activation": description.max_activation,
-                "context": " | ".join(f"{c.before}[{c.word}]{c.after}" for c in description.contexts[:2]),
-            }
-            for description in descriptions
-        ]
-    )
 
 
 def _facts(dictionary: ConceptDictionary) -> dict[str, object]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -24,6 +24,8 @@ from interpreto_mlops.tracking.store import Store
 
 _log = logging.getLogger(__name__)
 _FORBIDDEN = set("/:")
+# MLflow's mark of a model that has no files in it yet.
+_EXTERNAL = "mlflow.model.isExternal"
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def log_folder(
     run_id: str | None = None,
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
+    step: int = 0,
+    model_id: str | None = None,
 ) -> LoggedFolder:
     """Log what `save` writes into a folder as a logged model, as an output of the run; a failure leaves it FAILED.
 
@@ -70,20 +74,26 @@ def log_folder(
         run_id: the run that makes it.
         params: of the logged model.
         tags: of the logged model; the manifest is added.
+        step: of the run, at which it is made.
+        model_id: an existing logged model to fill, whose name and type stay.
 
     Raises:
+        InputError: the existing model has one of the parameters with another value.
         TrackingError: the store fails.
     """
     client = store.client
     with store.guarded("log a model"):
-        experiment = store.experiment_id if run_id is None else str(client.get_run(run_id).info.experiment_id)
-        logged = client.create_logged_model(
-            experiment, schema.slugify(name), run_id, _shown(tags), _shown(params), model_type
-        )
+        if model_id is None:
+            experiment = store.experiment_id if run_id is None else str(client.get_run(run_id).info.experiment_id)
+            logged = client.create_logged_model(
+                experiment, schema.slugify(name), run_id, _shown(tags), _shown(params), model_type
+            )
+        else:
+            logged = _adopted(store, model_id, _shown(tags), _shown(params))
     try:
         with store.guarded("log a model"), tempfile.TemporaryDirectory(prefix="interpreto-model-") as scratch:
             if run_id is not None:
-                client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])
+                client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
             folder = Path(scratch) / "model"
             model = Model(
                 artifact_path=logged.artifact_location,
@@ -95,11 +105,29 @@ def log_folder(
             manifest = manifest_of(folder)
             client.log_model_artifacts(logged.model_id, str(folder))
             client.set_logged_model_tags(logged.model_id, manifest_tags(manifest))
+            if _EXTERNAL in logged.tags:
+                client.delete_logged_model_tag(logged.model_id, _EXTERNAL)
             ready = client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     except BaseException:
         _give_up(store, logged.model_id)
         raise
     return LoggedFolder(logged.model_id, logged.name, run_id, manifest, model.get_model_info(ready))
+
+
+def _adopted(store: Store, model_id: str, tags: dict[str, str], params: dict[str, str]) -> LoggedModel:
+    """Return an existing logged model with these tags and parameters; it takes a parameter only once."""
+    found = store.client.get_logged_model(model_id)
+    known = dict(found.params or {})
+    for name, value in params.items():
+        if known.get(name, value) != value:
+            raise InputError(
+                f"the logged model {model_id!r} has the parameter {name!r} with the value {known[name]!r}, which "
+                f"cannot become {value!r}; log a new model"
+            )
+    if new := {name: value for name, value in params.items() if name not in known}:
+        store.client.log_model_params(model_id, new)
+    store.client.set_logged_model_tags(model_id, tags)
+    return found
 
 
 def _give_up(store: Store, model_id: str) -> None:

@@ -150,16 +150,26 @@ def part_of(found: ResolvedModel, folder: Path, name: object) -> Path:
     return path
 
 
+def flavors_of(found: ResolvedModel, folder: Path) -> Mapping[str, Any]:
+    """Return what the `MLmodel` of a model's folder says of each of its flavors.
+
+    Raises:
+        ModelLoadError: it cannot be read.
+    """
+    try:
+        flavors: Mapping[str, Any] = Model.load(str(folder)).flavors
+    except (MlflowException, OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelLoadError(f"{found.given!r} is not an MLflow model: {first_line(error)}") from error
+    return flavors
+
+
 def flavor_of(found: ResolvedModel, folder: Path, flavor: str) -> Mapping[str, Any]:
     """Return a flavor's entry in the `MLmodel` of a model's folder.
 
     Raises:
         ModelLoadError: it cannot be read, or the model has no such flavor.
     """
-    try:
-        flavors: Mapping[str, Any] = Model.load(str(folder)).flavors
-    except (MlflowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelLoadError(f"{found.given!r} is not an MLflow model: {first_line(error)}") from error
+    flavors = flavors_of(found, folder)
     if flavor not in flavors:
         known = ", ".join(repr(name) for name in flavors)
         raise ModelLoadError(f"the model {found.given!r} has no {flavor!r} flavor; it has {known}")
@@ -180,18 +190,42 @@ def _logged(given: str, model: LoggedModel, uri: str | None = None) -> ResolvedM
 
 
 def _registered(store: Store, given: str, version: ModelVersion) -> ResolvedModel:
-    # The open-source registry leaves the version's own model id empty; its source names it.
-    match = _ID.match(version.source or "")
+    model_id = _model_id(store, version)
+    manifest = _manifest(version.tags)
+    if not manifest and model_id is not None:
+        # Whoever registered it later did so without the tags of the logged model.
+        manifest = _manifest(_tags(store, model_id))
     return ResolvedModel(
         given,
         f"models:/{version.name}/{version.version}",
         str(store.client.get_model_version_download_uri(version.name, version.version)),
         str(version.name),
-        match["id"] if match else None,
+        model_id,
         str(version.version),
         version.run_id or None,
-        _manifest(version.tags),
+        manifest,
     )
+
+
+def _model_id(store: Store, version: ModelVersion) -> str | None:
+    """Return the logged model of a version: its source names it, or that of the version which it is a copy of."""
+    # The open-source registry leaves the version's own model id empty.
+    source, seen = str(version.source or ""), set[str]()
+    while (copied := _VERSION.match(source)) and source not in seen:
+        seen.add(source)
+        try:
+            source = str(store.client.get_model_version(copied["name"], copied["version"]).source or "")
+        except MlflowException:
+            return None  # the first version was deleted; the copy has its files
+    match = _ID.match(source)
+    return match["id"] if match else None
+
+
+def _tags(store: Store, model_id: str) -> dict[str, str] | None:
+    try:
+        return dict(store.client.get_logged_model(model_id).tags)
+    except MlflowException:
+        return None  # it was deleted, or is not ours to read
 
 
 def _of_run(store: Store, given: str, run_id: str, path: str) -> ResolvedModel:

@@ -90,6 +90,7 @@ class RunLog:
         *,
         model_id: str | None = None,
         dataset: TextDataset | DataReference | None = None,
+        step: int = 0,
     ) -> None:
         """Log metrics in one call, tied to a logged model and a data set, so that the model's page shows them, too.
 
@@ -97,9 +98,10 @@ class RunLog:
             values: by the schema's keys; NaN says that a metric could not be computed.
             model_id: of the logged model.
             dataset: what they were computed on.
+            step: at which they were computed.
         """
         with self.store.guarded("log metrics"):
-            self._client.log_batch(self.run_id, metrics=self._entities(values, model_id, dataset))
+            self._client.log_batch(self.run_id, metrics=self._entities(values, model_id, dataset, step))
 
     def explained(
         self, values: Mapping[str, float], model_id: str, dataset: TextDataset | DataReference | None = None
@@ -112,7 +114,11 @@ class RunLog:
         )
 
     def _entities(
-        self, values: Mapping[str, float], model_id: str | None, dataset: TextDataset | DataReference | None
+        self,
+        values: Mapping[str, float],
+        model_id: str | None,
+        dataset: TextDataset | DataReference | None,
+        step: int = 0,
     ) -> list[Metric]:
         now = _now()
         data = None if dataset is None else DataReference.of(dataset)
@@ -122,7 +128,7 @@ class RunLog:
                 schema.key(key),
                 float(value),
                 now,
-                0,
+                step,
                 model_id=model_id,
                 dataset_name=name,
                 dataset_digest=digest,

@@ -145,8 +145,9 @@ def current_store() -> Store:
     uri = mlflow.get_tracking_uri()
     if "://" in uri and not uri.startswith("file:"):
         check(normalise(uri), CONNECT_SECONDS)
-    client = MlflowClient(tracking_uri=uri, registry_uri=mlflow.get_registry_uri())
     try:
+        # A store in files is refused here already, unless MLFLOW_ALLOW_FILE_STORE allows it.
+        client = MlflowClient(tracking_uri=uri, registry_uri=mlflow.get_registry_uri())
         active = mlflow.active_run()
         identifier = active.info.experiment_id if active else _mlflow_private.current_experiment_id()
         found = client.get_experiment(identifier or "0")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,14 @@ from interpreto_mlops.concepts import (
 )
 from interpreto_mlops.errors import InputError, IntegrityError, ModelLoadError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
-from interpreto_mlops.tracking import dictionary_flavor, load_dictionary, log_text_model, run, write_dictionary
+from interpreto_mlops.tracking import (
+    dictionary_flavor,
+    load_dictionary,
+    load_model,
+    log_text_model,
+    run,
+    write_dictionary,
+)
 from interpreto_mlops.tracking.concept_evidence import register_dictionary
 from interpreto_mlops.tracking.dictionary_pyfunc import DictionaryModel
 from interpreto_mlops.tracking.store import Store
@@ -31,8 +39,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as A
 
 
 @pytest.fixture
-def model(tiny_model: Callable[..., TextModel]) -> TextModel:
-    return tiny_model()
+def model(tiny_model: Callable[..., TextModel], tmp_path: Path) -> TextModel:
+    return in_folder(tiny_model(), tmp_path / "base")
+
+
+def in_folder(model: TextModel, folder: Path) -> TextModel:
+    """The model, saved where it says that it is."""
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return TextModel(model.model, model.tokenizer, name=model.name, uri=str(folder))
 
 
 @pytest.fixture(params=["pca", "topk_sae"])
@@ -61,7 +76,7 @@ def test_a_folder_holds_no_pickle_and_loads_back(
 ) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     files = [path for path in saved.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} <= {"", ".yaml", ".txt", ".json", ".safetensors"}
+    assert {path.suffix for path in files} <= {"", ".yaml", ".txt", ".json", ".md", ".safetensors"}
     for path in files:
         content = path.read_bytes()
         assert path.suffix == ".safetensors" or content.decode("utf-8")
@@ -143,7 +158,7 @@ def test_codes_of_texts_are_pooled_over_their_rows(
     dictionary: ConceptDictionary, model: TextModel, texts: list[str], pooling: str
 ) -> None:
     texts = ["", *texts, "   ", "soup !"]
-    served = DictionaryModel(dictionary, load=lambda uri: model)
+    served = DictionaryModel(dictionary)
     found = served.predict(pd.DataFrame({"text": texts}), {"pooling": pooling})
     expected = [_slow_codes(dictionary, model, text, pooling) for text in texts]
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -155,11 +170,74 @@ def test_codes_of_texts_are_pooled_over_their_rows(
 
 
 def test_texts_need_the_very_model_of_the_dictionary(
-    dictionary: ConceptDictionary, tiny_model: Callable[..., TextModel]
+    dictionary: ConceptDictionary, saved: Path, tiny_model: Callable[..., TextModel], model: TextModel, tmp_path: Path
 ) -> None:
-    served = DictionaryModel(dictionary, load=lambda uri: tiny_model(seed=1))
-    with pytest.raises(IntegrityError, match="is not the one that the dictionary was made from: its fingerprint is"):
-        served.predict(pd.DataFrame({"text": ["good"]}))
+    frame = pd.DataFrame({"text": ["good", "awful soup"]})
+    expected = mlflow.pyfunc.load_model(str(saved)).predict(frame)
+    moved = Path(shutil.move(model.uri, tmp_path / "moved"))
+    gone = mlflow.pyfunc.load_model(str(saved))
+    with pytest.raises(ModelLoadError, match=f"there is no model folder '{model.uri}'"):
+        gone.predict(frame)
+    elsewhere = mlflow.pyfunc.load_model(str(saved), model_config={"base_model": str(moved)})
+    np.testing.assert_array_equal(elsewhere.predict(frame), expected)
+    other = in_folder(tiny_model(seed=1), tmp_path / "other").uri
+    for loaded in (
+        mlflow.pyfunc.load_model(str(saved), model_config={"base_model": other}),
+        DictionaryModel(dictionary, base_model=other),
+    ):
+        with pytest.raises(
+            IntegrityError, match=f"the model at '{other}' is not the one that the dictionary was made from: its finger"
+        ):
+            loaded.predict(frame)
+    in_folder(tiny_model(seed=1), Path(model.uri))
+    with pytest.raises(IntegrityError, match="is not the one that the dictionary was made from"):
+        gone.predict(frame)
+
+
+def test_texts_are_harvested_as_they_were_for_the_fit(model: TextModel, texts: list[str]) -> None:
+    split = ModelWithSplitPoints(model, [1])
+    for granularity, aggregation in (("word", "max"), ("sample", "last"), ("sentence", "signed_max"), ("cls", "mean")):
+        harvested = split.get_activations(texts, granularity=granularity, aggregation=aggregation, progress=False)[1]
+        fitted = PCAConcepts(n_concepts=3).fit(harvested)
+        codes = fitted.encode(harvested).numpy()
+        expected = [codes[harvested.text_ids == place].max(axis=0) for place in range(len(texts))]
+        found = DictionaryModel(fitted).predict(pd.DataFrame({"text": texts}))
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_a_base_model_in_another_dtype_is_loaded_in_it(model: TextModel, texts: list[str]) -> None:
+    half = load_model(model.uri, dtype="bfloat16")
+    assert half.fingerprint != model.fingerprint
+    harvested = ModelWithSplitPoints(half, [1]).get_activations(texts, granularity="sample", progress=False)[1]
+    fitted = PCAConcepts(n_concepts=3).fit(harvested)
+    found = DictionaryModel(fitted).predict(pd.DataFrame({"text": texts}))
+    np.testing.assert_allclose(found, fitted.encode(harvested), rtol=0.05, atol=0.05 * float(abs(found).max()))
+
+
+def test_the_strongest_concepts_come_with_their_labels(saved: Path, dictionary: ConceptDictionary) -> None:
+    given = rows(dictionary)
+    codes = dictionary.encode(given).numpy()
+    loaded = mlflow.pyfunc.load_model(str(saved))
+    frame = pd.DataFrame({"activations": list(given)})
+    np.testing.assert_array_equal(loaded.predict(frame, params={"top_k": 0}), codes)
+    found = loaded.predict(frame, params={"top_k": 3})
+    assert list(found.columns) == ["concept", "activation", "label"]
+    assert dictionary.descriptions is not None
+    for code, concepts, activations, labels in zip(codes, *(found[name] for name in found), strict=True):
+        strong = sorted((i for i in range(len(code)) if code[i]), key=lambda i: -abs(code[i]))[:3]
+        assert concepts == strong
+        assert activations == [float(code[i]) for i in strong]
+        assert labels == [dictionary.descriptions[i].label for i in strong]
+    assert loaded.predict(frame.head(0), params={"top_k": 3}).shape == (0, 3)
+    with pytest.raises(InputError, match="top_k must be a whole number of at least 0, not -1"):
+        loaded.predict(frame, params={"top_k": -1})
+
+
+def test_copies_for_other_processes_predict_the_same(dictionary: ConceptDictionary, texts: list[str]) -> None:
+    served = DictionaryModel(dictionary)
+    copied = pickle.loads(pickle.dumps(served))
+    frame = pd.DataFrame({"text": texts})
+    np.testing.assert_array_equal(copied.predict(frame), served.predict(frame))
 
 
 def test_input_that_cannot_be_encoded(dictionary: ConceptDictionary) -> None:

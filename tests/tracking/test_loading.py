@@ -113,7 +113,8 @@ def test_what_is_no_text_model_is_said(store: Store, tmp_path: Path) -> None:
     )
     other = mlflow.pyfunc.log_model(name="other", python_model=str(tmp_path / "code.py"), pip_requirements=[])
     with pytest.raises(
-        ModelLoadError, match=f"the model '{other.model_uri}' has no 'transformers' flavor; it has 'python_function'"
+        ModelLoadError,
+        match=f"the model '{other.model_uri}' is a pyfunc without a checkpoint among its artifacts; what",
     ):
         load_model(other.model_uri)
     with pytest.raises(ModelLoadError, match="there is no model 'models:/nobody@champion'"):
