@@ -56,9 +56,20 @@ def write_attributions(
     run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
     if model is not None and model.model_id is not None and scores:
         run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
+    write_details(run, explanations, metrics, model, data)
+    run.summary(attribution_summary(explanations, metrics, model, data))
+
+
+def write_details(
+    run: RunLog,
+    explanations: AttributionSet,
+    metrics: Sequence[MetricResult],
+    model: TextModel | None,
+    data: DataReference,
+) -> None:
+    """Write what is looked at rather than compared: the curves, the page, tables and figures."""
     _write_curves(run, metrics)
     _write_artifacts(run, explanations, metrics, model, data)
-    run.summary(_summary(explanations, metrics, model, data))
 
 
 def check(explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
@@ -141,7 +152,7 @@ def _write_artifacts(
         schema.ATTRIBUTIONS_HTML,
         attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts),
     )
-    run.table(schema.ATTRIBUTIONS_EXAMPLES, _examples(explanations))
+    run.table(schema.ATTRIBUTIONS_EXAMPLES, attribution_examples(explanations))
     example = _readable(explanations)
     if example.targets:
         run.figure(schema.ATTRIBUTIONS_EXAMPLE, figures.attribution_figure(example))
@@ -159,7 +170,8 @@ def _readable(explanations: AttributionSet) -> Attribution:
     return min(explanations, key=lambda item: abs(len(item) - 15))
 
 
-def _examples(explanations: AttributionSet) -> pd.DataFrame:
+def attribution_examples(explanations: AttributionSet) -> pd.DataFrame:
+    """Return the first texts as a table that the UI opens: what speaks most for and against each target."""
     # A text without elements has nothing to rank; the page shows it.
     rows = [_example(item, target) for item in explanations if len(item) for target in range(len(item.targets))]
     return pd.DataFrame(rows[:_TABLE_ROWS])
@@ -219,9 +231,10 @@ def _details(result: MetricResult) -> dict[str, Any]:
     }
 
 
-def _summary(
+def attribution_summary(
     explanations: AttributionSet, metrics: Iterable[MetricResult], model: TextModel | None, data: DataReference
 ) -> str:
+    """Return a few lines of markdown: what was explained, and how faithful it is."""
     of = "" if model is None else f" of {schema.markdown(model.name)}"
     cut = f", {explanations.n_truncated} of them cut to the model's length" if explanations.n_truncated else ""
     texts = f"{len(explanations)} texts from {schema.markdown(data.name)}{cut}"
