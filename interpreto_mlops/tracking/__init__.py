@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interpreto_mlops.tracking.attribution_evidence import write_attributions as write_attributions
+    from interpreto_mlops.tracking.autologging import autolog as autolog
     from interpreto_mlops.tracking.concept_evidence import register_dictionary as register_dictionary
     from interpreto_mlops.tracking.concept_evidence import training_listener as training_listener
     from interpreto_mlops.tracking.concept_evidence import write_dictionary as write_dictionary
@@ -32,6 +33,7 @@ _HOMES = {
     "LoggedTextModel": "interpreto_mlops.tracking.text_models",
     "RunLog": "interpreto_mlops.tracking.runs",
     "Store": "interpreto_mlops.tracking.store",
+    "autolog": "interpreto_mlops.tracking.autologging",
     "connect": "interpreto_mlops.tracking.store",
     "find_registered": "interpreto_mlops.tracking.resolving",
     "live_training": "interpreto_mlops.tracking.evidence",
@@ -54,6 +56,7 @@ __all__ = [
     "LoggedTextModel",
     "RunLog",
     "Store",
+    "autolog",
     "connect",
     "find_registered",
     "live_training",
