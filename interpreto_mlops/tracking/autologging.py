@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from interpreto_mlops.attributions.base import EXPLAINED, Attributor
@@ -51,7 +51,7 @@ class _Autologger:
         """Log fitted dictionaries, each in a run of its own but the first where a run is open."""
         known = [each for each in dictionaries if isinstance(each, ConceptDictionary)]
         names = ", ".join(repr(each.name) for each in known)
-        self._attempt(f"the dictionaries by {names}", lambda: [_log_dictionary(each) for each in known])
+        self._attempt(f"the dictionaries by {names}", lambda: _log_dictionaries(known))
 
     def _attempt(self, what: str, log: Callable[[], object]) -> None:
         try:
@@ -98,8 +98,9 @@ def autolog(
             FITTED.add(_active.fitted)
 
 
-def _log_dictionary(dictionary: ConceptDictionary) -> None:
-    evidence.log_dictionary(dictionary, new_run=_open_run_holds("concepts"))
+def _log_dictionaries(dictionaries: Iterable[ConceptDictionary]) -> None:
+    for dictionary in dictionaries:
+        evidence.log_dictionary(dictionary, new_run=_open_run_holds("concepts"))
 
 
 def _open_run_holds(kind: str) -> bool:
