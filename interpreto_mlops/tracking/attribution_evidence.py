@@ -31,6 +31,7 @@ def write_attributions(
     metrics: Sequence[MetricResult] = (),
     model: TextModel | None = None,
     dataset: TextDataset | DataReference | None = None,
+    draw: bool = True,
 ) -> None:
     """Write one method's attributions of one data set into a run.
 
@@ -40,6 +41,7 @@ def write_attributions(
         metrics: of these explanations.
         model: the explained model.
         dataset: whose texts they are; by default the texts of the explanations.
+        draw: whether pictures are drawn beside the page, which shows the same.
 
     Raises:
         InputError: nothing to write, or metrics of another method.
@@ -56,7 +58,7 @@ def write_attributions(
     run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
     if model is not None and model.model_id is not None and scores:
         run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
-    write_details(run, explanations, metrics, model, data)
+    write_details(run, explanations, metrics, model, data, draw=draw)
     run.summary(attribution_summary(explanations, metrics, model, data))
 
 
@@ -66,10 +68,14 @@ def write_details(
     metrics: Sequence[MetricResult],
     model: TextModel | None,
     data: DataReference,
+    *,
+    draw: bool = True,
 ) -> None:
-    """Write what is looked at rather than compared: the curves, the page, tables and figures."""
+    """Write what is looked at rather than compared: the curves, the page, tables, and figures if they are drawn."""
     _write_curves(run, metrics)
     _write_artifacts(run, explanations, metrics, model, data)
+    if draw:
+        _write_figures(run, explanations, metrics)
 
 
 def check(explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
@@ -153,14 +159,17 @@ def _write_artifacts(
         attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts),
     )
     run.table(schema.ATTRIBUTIONS_EXAMPLES, attribution_examples(explanations))
+    if metrics:
+        run.frame(schema.ATTRIBUTIONS_SCORES, _score_frame(explanations, metrics))
+        run.dict(schema.ATTRIBUTIONS_METRICS, {result.name: _details(result) for result in metrics})
+
+
+def _write_figures(run: RunLog, explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
     example = _readable(explanations)
     if example.targets:
         run.figure(schema.ATTRIBUTIONS_EXAMPLE, figures.attribution_figure(example))
     if len(example.targets) > 1:
         run.figure(schema.ATTRIBUTIONS_MATRIX, figures.matrix_figure(example))
-    if metrics:
-        run.frame(schema.ATTRIBUTIONS_SCORES, _score_frame(explanations, metrics))
-        run.dict(schema.ATTRIBUTIONS_METRICS, {result.name: _details(result) for result in metrics})
     if any(result.curve is not None for result in metrics):
         run.figure(schema.ATTRIBUTIONS_CURVES, figures.curves_figure(metrics))
 

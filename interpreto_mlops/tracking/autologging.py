@@ -31,9 +31,11 @@ class _Autologger:
 
     Arguments:
         silent: whether what cannot be logged is passed over in silence.
+        draw: whether pictures are drawn.
     """
 
     silent: bool
+    draw: bool
 
     def explained(self, event: tuple[Attributor, AttributionSet]) -> None:
         """Log one method's explanations; of no texts there is nothing to log."""
@@ -43,7 +45,7 @@ class _Autologger:
         self._attempt(
             f"the explanations by {explainer.name!r}",
             lambda: evidence.log_attributions(
-                explanations, model=explainer.model, new_run=_open_run_holds("attributions")
+                explanations, model=explainer.model, new_run=_open_run_holds("attributions"), draw=self.draw
             ),
         )
 
@@ -51,7 +53,7 @@ class _Autologger:
         """Log fitted dictionaries, each in a run of its own but the first where a run is open."""
         known = [each for each in dictionaries if isinstance(each, ConceptDictionary)]
         names = ", ".join(repr(each.name) for each in known)
-        self._attempt(f"the dictionaries by {names}", lambda: _log_dictionaries(known))
+        self._attempt(f"the dictionaries by {names}", lambda: _log_dictionaries(known, self.draw))
 
     def _attempt(self, what: str, log: Callable[[], object]) -> None:
         try:
@@ -71,6 +73,7 @@ def autolog(
     *,
     log_attributions: bool = True,
     log_dictionaries: bool = True,
+    draw: bool = False,
     silent: bool = False,
 ) -> None:
     """Log every call of an attribution method and every fit of a concept dictionary from now on, in all threads.
@@ -84,6 +87,7 @@ def autolog(
         disable: True switches it off.
         log_attributions: whether explanations are logged.
         log_dictionaries: whether fitted dictionaries are logged.
+        draw: whether pictures are drawn, too, which doubles what logging costs; the pages show the same without them.
         silent: whether there is no warning either when something cannot be logged.
     """
     global _active
@@ -91,16 +95,16 @@ def autolog(
         if _active is not None:
             EXPLAINED.remove(_active.explained)
             FITTED.remove(_active.fitted)
-        _active = None if disable else _Autologger(silent)
+        _active = None if disable else _Autologger(silent, draw)
         if _active is not None and log_attributions:
             EXPLAINED.add(_active.explained)
         if _active is not None and log_dictionaries:
             FITTED.add(_active.fitted)
 
 
-def _log_dictionaries(dictionaries: Iterable[ConceptDictionary]) -> None:
+def _log_dictionaries(dictionaries: Iterable[ConceptDictionary], draw: bool) -> None:
     for dictionary in dictionaries:
-        evidence.log_dictionary(dictionary, new_run=_open_run_holds("concepts"))
+        evidence.log_dictionary(dictionary, new_run=_open_run_holds("concepts"), draw=draw)
 
 
 def _open_run_holds(kind: str) -> bool:

@@ -59,6 +59,7 @@ def log_attributions(
     run_id: str | None = None,
     run_name: str | None = None,
     new_run: bool = False,
+    draw: bool = True,
 ) -> str:
     """Log one method's attributions and their scores to the open MLflow run, which stays open, or to a new run.
 
@@ -70,6 +71,7 @@ def log_attributions(
         run_id: of the run to write to, instead of the open one.
         run_name: of a new run; by default the method's name.
         new_run: whether a run of its own is opened though one is open already; `run_id` is not used then.
+        draw: whether pictures are drawn, which takes half of the time.
 
     Returns:
         The id of the run.
@@ -80,7 +82,7 @@ def log_attributions(
     """
     check(explanations, metrics)
     with opened("attributions", run_name or explanations.method, run_id, new_run=new_run) as log:
-        write_attributions(log, explanations, metrics=metrics, model=model, dataset=dataset)
+        write_attributions(log, explanations, metrics=metrics, model=model, dataset=dataset, draw=draw)
         if log.own:
             log.write_environment()
     return log.run_id
@@ -99,6 +101,7 @@ def log_dictionary(
     run_id: str | None = None,
     run_name: str | None = None,
     new_run: bool = False,
+    draw: bool = True,
 ) -> LoggedDictionary:
     """Log a fitted dictionary to the open MLflow run, which stays open, or to a new run; register it last.
 
@@ -114,6 +117,7 @@ def log_dictionary(
         run_id: of the run to write to, instead of the open one.
         run_name: of a new run; by default the method's name.
         new_run: whether a run of its own is opened though one is open already; `run_id` is not used then.
+        draw: whether pictures are drawn, which takes half of the time.
 
     Raises:
         NotFittedError: the dictionary is not fitted.
@@ -132,7 +136,14 @@ def log_dictionary(
             dictionary.descriptions = top_words(dictionary, activations)
     with opened("concepts", run_name or dictionary.name, run_id, new_run=new_run) as log:
         logged = write_dictionary(
-            log, dictionary, name=name, metrics=values, importance=importance, model=model, dataset=dataset
+            log,
+            dictionary,
+            name=name,
+            metrics=values,
+            importance=importance,
+            model=model,
+            dataset=dataset,
+            draw=draw,
         )
         if log.own:
             log.write_environment()
