@@ -17,6 +17,8 @@ import torch
 from mlflow.entities import Run
 
 import interpreto_mlops as im
+from benchmarks.autolog import measure_autolog
+from benchmarks.subjects import Shape
 from interpreto_mlops.attributions import AttributionSet, KernelShap, Lime, Occlusion, Saliency
 from interpreto_mlops.attributions.base import EXPLAINED, Attributor
 from interpreto_mlops.attributions.metrics import Deletion, Metric, MetricResult, evaluate
@@ -280,6 +282,21 @@ class TestSwitch:
         PCAConcepts(n_concepts=2).fit(rows)
         assert kinds(user) == ["attributions", "concepts"]
 
+    @pytest.mark.parametrize("draw", [False, True])
+    def test_pictures_are_drawn_where_they_are_asked_for(
+        self, user: Store, model: TextModel, texts: list[str], rows: torch.Tensor, draw: bool
+    ) -> None:
+        im.autolog(draw=draw)
+        with mlflow.start_run() as active:
+            Occlusion(model)(texts)
+            TopKSAEConcepts(n_concepts=6, k=2).fit(rows, progress=False)
+        folders = ("attributions", "concepts")
+        files = [each.path for name in folders for each in user.client.list_artifacts(active.info.run_id, name)]
+        assert {name for name in files if name.endswith(".png")} == (
+            {"attributions/example.png", "concepts/training.png"} if draw else set()
+        )
+        assert "attributions/attributions.html" in files
+
 
 class TestFailures:
     @pytest.fixture
@@ -405,3 +422,15 @@ class TestObservers:
             raise KeyError
         observers.tell(3)
         assert told == [2, 3]
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_logging_and_leaves_it_off() -> None:
+    shape = Shape(layers=1, width=64, vocabulary=105)
+    before = mlflow.get_tracking_uri()
+    records = measure_autolog(texts=2, rows=1200, rounds=1, shape=shape)
+    assert [record.what.split(",")[0] for record in records] == ["saliency", "occlusion", "kernel_shap", "topk_sae"]
+    for record in records:
+        assert 0 < record.logging < record.with_it
+        assert record.share == record.logging / record.without
+    assert mlflow.get_tracking_uri() == before

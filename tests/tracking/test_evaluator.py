@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -486,3 +487,22 @@ def _saved(wrapped: Wraps) -> str:
     folder = str(Path.cwd() / "model")
     mlflow.pyfunc.save_model(folder, python_model=wrapped, pip_requirements=["mlflow"])
     return folder
+
+
+def test_the_documentation_runs(user: Store, cebab_model: TextModel, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code, in order, on a trained classifier."""
+    log_text_model(user, None, cebab_model, name="reviews", registered_model_name="reviews")
+    user.client.set_registered_model_alias("reviews", "champion", "1")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, "docs/evaluation.md", "exec"), names)
+    assert "attributions.html" in capsys.readouterr().out
+    kinds = [each.data.tags["interpreto.kind"] for each in user.client.search_runs([user.experiment_id])]
+    assert sorted(kinds) == ["attributions", "attributions", "concepts"]
+    for key in EvaluatorConfig.model_fields:
+        assert f"`{key}`" in page
+    for model_type in MODEL_TYPES:
+        assert f"`{model_type}`" in page
