@@ -290,6 +290,25 @@ class TestEvidence:
         assert {name: found.metrics[name] for name in KEYS} == pytest.approx(first.metrics)
         assert found.params["granularity"] == "word"
 
+    @pytest.mark.slow
+    def test_through_a_server(self, server: str, model: TextModel, data: Any, frame: pd.DataFrame) -> None:
+        mlflow.set_tracking_uri(server)
+        store = connect(server, "evaluations")
+        mlflow.set_experiment(experiment_id=store.experiment_id)
+        logged = log_text_model(store, None, model, name="reviews", registered_model_name="evaluated")
+        config = {**QUICK, "methods": ["occlusion", "saliency"]}
+        for form in (f"models:/{logged.model_id}", logged.uri):
+            result = evaluated(form, data, config)
+            assert {f"occlusion/{key}" for key in KEYS} < set(result.metrics)
+            assert "awful" in result.artifacts["attributions"].content
+        for run in store.client.search_runs([store.experiment_id]):
+            found = store.client.get_run(run.info.run_id)
+            assert {each.model_id for each in found.inputs.model_inputs} == {logged.model_id}
+            assert {name: found.data.metrics[name] for name in result.metrics} == pytest.approx(result.metrics)
+            assert found.data.tags["interpreto.model.id"] == logged.model_id
+        linked = store.client.get_logged_model(logged.model_id).metrics
+        assert len([each for each in linked if each.key == "saliency/faithfulness/deletion"]) == 2
+
 
 class TestGate:
     @pytest.mark.parametrize(("distance", "passes"), [(1e-3, True), (-1e-3, False)])
