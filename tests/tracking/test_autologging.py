@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mlflow.entities import Run
@@ -28,6 +29,7 @@ from interpreto_mlops.errors import InputError, ModelOutputError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.observers import Observers, unobserved
 from interpreto_mlops.tracking.store import Store
+from interpreto_mlops.tracking.text_models import log_text_model
 from tests.mlflow_stores import global_state
 
 
@@ -205,6 +207,22 @@ class TestExplanations:
         assert len(runs(user)) == 1
         explainer(texts)  # after the metric it is logged again
         assert len(runs(user)) == 2
+
+    def test_what_jobs_and_evaluations_explain_is_theirs(self, user: Store, model: TextModel, texts: list[str]) -> None:
+        im.autolog()
+        im.compare_methods(model, texts, ["occlusion"], ["deletion"], n_random=2)
+        assert kinds(user) == ["attributions", "report"]
+        logged = log_text_model(user, None, model, name="reviews")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's own, on pandas 3
+            mlflow.models.evaluate(
+                logged.uri,
+                pd.DataFrame({"text": texts}),
+                model_type="text-classifier",
+                evaluators="interpreto",
+                evaluator_config={"metrics": ["deletion"], "n_random": 2},
+            )
+        assert kinds(user) == ["attributions", "attributions", "report"]
 
 
 class TestDictionaries:
