@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interpreto_mlops.models.text_model import TextModel as TextModel
+    from interpreto_mlops.tracking.autologging import autolog as autolog
     from interpreto_mlops.tracking.dictionary_flavor import load_dictionary as load_dictionary
     from interpreto_mlops.tracking.evidence import live_training as live_training
     from interpreto_mlops.tracking.evidence import log_attributions as log_attributions
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TextModel": "interpreto_mlops.models.text_model",
+    "autolog": "interpreto_mlops.tracking.autologging",
     "compare_methods": "interpreto_mlops.workflows.compare",
     "live_training": "interpreto_mlops.tracking.evidence",
     "load_dictionary": "interpreto_mlops.tracking.dictionary_flavor",
@@ -30,6 +32,7 @@ _HOMES = {
 __all__ = [
     "TextModel",
     "__version__",
+    "autolog",
     "compare_methods",
     "live_training",
     "load_dictionary",

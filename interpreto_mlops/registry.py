@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from interpreto_mlops.errors import InputError, UnknownNameError
 
@@ -82,6 +83,26 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._items)
+
+
+_NO_PARAMETERS = {"model", "explainer", "rationales"}
+
+
+def check_options(kind: Any, name: str, options: Iterable[str]) -> None:
+    """Refuse parameters that a method, metric or dictionary does not have.
+
+    Raises:
+        UnknownNameError: one of them; the message lists those there are.
+    """
+    known = parameters_of(kind)
+    for option in options:
+        if option not in known:
+            raise UnknownNameError(f"option of {name!r}", option, known)
+
+
+def parameters_of(kind: Any) -> list[str]:
+    """Return the names of the parameters that a method, metric or dictionary can be given, sorted."""
+    return sorted({each.name for each in dataclasses.fields(kind) if each.init} - _NO_PARAMETERS)
 
 
 def discover(package: str) -> None:

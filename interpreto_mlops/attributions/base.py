@@ -30,6 +30,7 @@ from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import Program
 from interpreto_mlops.models.targets import check_texts, questions
 from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.observers import Observers
 from interpreto_mlops.registry import Registry
 from interpreto_mlops.text.granularity import parse_grain
 
@@ -37,6 +38,9 @@ _TASKS = ("classification", "token_classification", "generation")
 
 METHODS: Registry[type[Attributor]] = Registry("attribution method")
 """Every attribution method by its registry name."""
+
+EXPLAINED: Observers[tuple[Attributor, AttributionSet]] = Observers()
+"""Is told of each call of a method: the method, and what it returns."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,9 @@ class Attributor(ABC):
         stream = self.stream(texts, targets, contrast=contrast, generation=generation, truncation=truncation)
         items = list(tqdm(stream, total=total, desc=self.name, unit="text", disable=hidden(progress), leave=False))
         counters = self.model.engine.counters.since(before).as_dict()
-        return AttributionSet(items, seconds=time.perf_counter() - start, counters=counters)
+        explanations = AttributionSet(items, seconds=time.perf_counter() - start, counters=counters)
+        EXPLAINED.tell((self, explanations))
+        return explanations
 
     def stream(
         self,

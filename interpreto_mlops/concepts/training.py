@@ -17,6 +17,7 @@ from interpreto_mlops.concepts.rows import DataFacts as DataFacts
 from interpreto_mlops.concepts.rows import Floats, Rows, all_finite, as_rows, data_facts, read_ahead, refuse_bad_row
 from interpreto_mlops.concepts.rows import check_finite as check_finite
 from interpreto_mlops.errors import InputError, IntegrityError
+from interpreto_mlops.observers import Observers
 
 # Blocks of the stream have this many rows whatever the batch sizes are: its order depends on the seed alone.
 _BLOCK_ROWS = 4096
@@ -29,6 +30,9 @@ _FIGURES = ("r2", "l0", "dead")
 
 Listener = Callable[[int, dict[str, float]], None]
 """Is told the place of a dictionary and a line of its training curve, which has a `step`."""
+
+FITTED: Observers[tuple[Trainable, ...]] = Observers()
+"""Is told of the dictionaries of each fit, when all of them are fitted."""
 
 D = TypeVar("D", bound=Trainable)
 
@@ -82,6 +86,7 @@ def fit_together(
     for dictionary, weights, history in zip(dictionaries, training.finish(), training.histories, strict=True):
         dictionary.complete(weights, history, rows.provenance)
     training.forget()
+    FITTED.tell(tuple(dictionaries))
     return list(dictionaries)
 
 

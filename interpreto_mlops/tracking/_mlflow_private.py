@@ -6,6 +6,7 @@ with the user's credentials and a time-out, or for the experiment and tags that 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -59,6 +60,7 @@ __all__ = [
     "copy_code_paths",
     "current_experiment_id",
     "end_run",
+    "evaluation_asks_for",
     "get",
     "prepare_save_path",
     "process_conda_env",
@@ -95,6 +97,26 @@ def end_run(client: MlflowClient, run_id: str, status: str) -> None:
     """Close a run as `set_terminated` does, without its lines on standard output, which show a server's credentials."""
     tracking: Any = client._tracking_client
     tracking.store.update_run_info(run_id, RunStatus.from_string(status), int(time.time() * 1000), None)
+
+
+def evaluation_asks_for(name: str) -> bool | None:
+    """Return whether the user of `mlflow.models.evaluate`, which is calling our caller, asked for that evaluator.
+
+    An evaluator is told neither the names that the user gave, nor whether a configuration is for it alone: with
+    `evaluators=None` MLflow offers every evaluation to every evaluator, and the same flat configuration.
+
+    Returns:
+        None where the caller's caller is not MLflow's evaluation.
+    """
+    asking = sys._getframe(2)
+    place = (asking.f_globals.get("__name__"), asking.f_code.co_name)
+    if place == ("mlflow.models.evaluation.base", "_evaluate"):
+        return True  # it was named, or said yes to the offer
+    if place != ("mlflow.models.evaluation.base", "resolve_evaluators_and_configs"):
+        return None
+    offered, given = asking.f_locals["evaluators"], asking.f_locals["evaluator_config"]
+    for_all = set(given) == set(offered) and all(config is given.get(name) for config in given.values())
+    return name in given and not for_all
 
 
 _tracking_lock = threading.Lock()

@@ -31,6 +31,7 @@ def write_attributions(
     metrics: Sequence[MetricResult] = (),
     model: TextModel | None = None,
     dataset: TextDataset | DataReference | None = None,
+    draw: bool = True,
 ) -> None:
     """Write one method's attributions of one data set into a run.
 
@@ -40,6 +41,7 @@ def write_attributions(
         metrics: of these explanations.
         model: the explained model.
         dataset: whose texts they are; by default the texts of the explanations.
+        draw: whether pictures are drawn beside the page, which shows the same.
 
     Raises:
         InputError: nothing to write, or metrics of another method.
@@ -56,9 +58,24 @@ def write_attributions(
     run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
     if model is not None and model.model_id is not None and scores:
         run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
+    write_details(run, explanations, metrics, model, data, draw=draw)
+    run.summary(attribution_summary(explanations, metrics, model, data))
+
+
+def write_details(
+    run: RunLog,
+    explanations: AttributionSet,
+    metrics: Sequence[MetricResult],
+    model: TextModel | None,
+    data: DataReference,
+    *,
+    draw: bool = True,
+) -> None:
+    """Write what is looked at rather than compared: the curves, the page, tables, and figures if they are drawn."""
     _write_curves(run, metrics)
     _write_artifacts(run, explanations, metrics, model, data)
-    run.summary(_summary(explanations, metrics, model, data))
+    if draw:
+        _write_figures(run, explanations, metrics)
 
 
 def check(explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
@@ -141,15 +158,18 @@ def _write_artifacts(
         schema.ATTRIBUTIONS_HTML,
         attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts),
     )
-    run.table(schema.ATTRIBUTIONS_EXAMPLES, _examples(explanations))
+    run.table(schema.ATTRIBUTIONS_EXAMPLES, attribution_examples(explanations))
+    if metrics:
+        run.frame(schema.ATTRIBUTIONS_SCORES, _score_frame(explanations, metrics))
+        run.dict(schema.ATTRIBUTIONS_METRICS, {result.name: _details(result) for result in metrics})
+
+
+def _write_figures(run: RunLog, explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
     example = _readable(explanations)
     if example.targets:
         run.figure(schema.ATTRIBUTIONS_EXAMPLE, figures.attribution_figure(example))
     if len(example.targets) > 1:
         run.figure(schema.ATTRIBUTIONS_MATRIX, figures.matrix_figure(example))
-    if metrics:
-        run.frame(schema.ATTRIBUTIONS_SCORES, _score_frame(explanations, metrics))
-        run.dict(schema.ATTRIBUTIONS_METRICS, {result.name: _details(result) for result in metrics})
     if any(result.curve is not None for result in metrics):
         run.figure(schema.ATTRIBUTIONS_CURVES, figures.curves_figure(metrics))
 
@@ -159,7 +179,8 @@ def _readable(explanations: AttributionSet) -> Attribution:
     return min(explanations, key=lambda item: abs(len(item) - 15))
 
 
-def _examples(explanations: AttributionSet) -> pd.DataFrame:
+def attribution_examples(explanations: AttributionSet) -> pd.DataFrame:
+    """Return the first texts as a table that the UI opens: what speaks most for and against each target."""
     # A text without elements has nothing to rank; the page shows it.
     rows = [_example(item, target) for item in explanations if len(item) for target in range(len(item.targets))]
     return pd.DataFrame(rows[:_TABLE_ROWS])
@@ -219,9 +240,10 @@ def _details(result: MetricResult) -> dict[str, Any]:
     }
 
 
-def _summary(
+def attribution_summary(
     explanations: AttributionSet, metrics: Iterable[MetricResult], model: TextModel | None, data: DataReference
 ) -> str:
+    """Return a few lines of markdown: what was explained, and how faithful it is."""
     of = "" if model is None else f" of {schema.markdown(model.name)}"
     cut = f", {explanations.n_truncated} of them cut to the model's length" if explanations.n_truncated else ""
     texts = f"{len(explanations)} texts from {schema.markdown(data.name)}{cut}"

@@ -38,6 +38,7 @@ def write_dictionary(
     density: ActivationDensity | None = None,
     model: TextModel | None = None,
     dataset: TextDataset | DataReference | None = None,
+    draw: bool = True,
 ) -> LoggedFolder:
     """Write one fitted dictionary into a run: the logged model first, then what is known about it.
 
@@ -50,6 +51,7 @@ def write_dictionary(
         density: how often each concept is active.
         model: the explained model; by default what the dictionary's provenance says of it.
         dataset: what the metrics were computed on; by default the data that it was fitted on.
+        draw: whether a picture of the training is drawn beside its curves.
 
     Returns:
         The logged model, to register when the whole run has gone well.
@@ -77,7 +79,7 @@ def write_dictionary(
         run.metrics(values, model_id=logged.model_id, dataset=data)
         if base := _base(dictionary).get("model_id"):
             run.explained(values, str(base), data)
-    _write_training(run, dictionary.history_)
+    _write_training(run, dictionary.history_, draw)
     if density is not None:
         run.frame(schema.CONCEPTS_DENSITY, density.to_frame())
         run.figure(schema.CONCEPTS_DENSITY_FIGURE, figures.density_figure(density))
@@ -189,7 +191,7 @@ def _train_key(quantity: str) -> str:
     return quantity if quantity.startswith(f"{schema.TRAIN}/") else f"{schema.TRAIN}/{quantity}"
 
 
-def _write_training(run: RunLog, history: Sequence[Mapping[str, float]]) -> None:
+def _write_training(run: RunLog, history: Sequence[Mapping[str, float]], draw: bool) -> None:
     """Write each quantity of the training as a curve, but for the points that were written while it went on."""
     quantities = dict.fromkeys(key for line in history for key in line if key not in _AXES)
     for quantity in quantities:
@@ -197,7 +199,7 @@ def _write_training(run: RunLog, history: Sequence[Mapping[str, float]]) -> None
         there = run.points(_train_key(quantity))
         if missing := [point for point in points if point not in there]:
             run.curve(_train_key(quantity), [step for step, _ in missing], [value for _, value in missing])
-    if quantities and len(history) > 1:
+    if draw and quantities and len(history) > 1:
         run.figure(schema.CONCEPTS_TRAINING_FIGURE, figures.training_figure(history))
 
 

@@ -58,6 +58,8 @@ def log_attributions(
     dataset: TextDataset | None = None,
     run_id: str | None = None,
     run_name: str | None = None,
+    new_run: bool = False,
+    draw: bool = True,
 ) -> str:
     """Log one method's attributions and their scores to the open MLflow run, which stays open, or to a new run.
 
@@ -68,6 +70,8 @@ def log_attributions(
         dataset: whose texts they are; by default a data set of just the explained texts.
         run_id: of the run to write to, instead of the open one.
         run_name: of a new run; by default the method's name.
+        new_run: whether a run of its own is opened though one is open already; `run_id` is not used then.
+        draw: whether pictures are drawn, which takes half of the time.
 
     Returns:
         The id of the run.
@@ -77,8 +81,8 @@ def log_attributions(
         TrackingError: the store fails.
     """
     check(explanations, metrics)
-    with _run("attributions", run_name or explanations.method, run_id) as log:
-        write_attributions(log, explanations, metrics=metrics, model=model, dataset=dataset)
+    with opened("attributions", run_name or explanations.method, run_id, new_run=new_run) as log:
+        write_attributions(log, explanations, metrics=metrics, model=model, dataset=dataset, draw=draw)
         if log.own:
             log.write_environment()
     return log.run_id
@@ -96,6 +100,8 @@ def log_dictionary(
     dataset: TextDataset | None = None,
     run_id: str | None = None,
     run_name: str | None = None,
+    new_run: bool = False,
+    draw: bool = True,
 ) -> LoggedDictionary:
     """Log a fitted dictionary to the open MLflow run, which stays open, or to a new run; register it last.
 
@@ -110,6 +116,8 @@ def log_dictionary(
         dataset: what the metrics were computed on; by default the data that it was fitted on.
         run_id: of the run to write to, instead of the open one.
         run_name: of a new run; by default the method's name.
+        new_run: whether a run of its own is opened though one is open already; `run_id` is not used then.
+        draw: whether pictures are drawn, which takes half of the time.
 
     Raises:
         NotFittedError: the dictionary is not fitted.
@@ -126,9 +134,16 @@ def log_dictionary(
             # The labels go into the logged files; the user's own dictionary stays as it is.
             dictionary = copy.copy(dictionary)
             dictionary.descriptions = top_words(dictionary, activations)
-    with _run("concepts", run_name or dictionary.name, run_id) as log:
+    with opened("concepts", run_name or dictionary.name, run_id, new_run=new_run) as log:
         logged = write_dictionary(
-            log, dictionary, name=name, metrics=values, importance=importance, model=model, dataset=dataset
+            log,
+            dictionary,
+            name=name,
+            metrics=values,
+            importance=importance,
+            model=model,
+            dataset=dataset,
+            draw=draw,
         )
         if log.own:
             log.write_environment()
@@ -161,11 +176,17 @@ def live_training(run_ids: Sequence[str] | None = None) -> Callable[[int, Mappin
 
 
 @contextmanager
-def _run(kind: str, name: str, run_id: str | None) -> Iterator[RunLog]:
+def opened(kind: str, name: str, run_id: str | None, *, new_run: bool = False) -> Iterator[RunLog]:
+    """Hold the run to write to: that given, else the open one, else a new one, which is closed at the end.
+
+    Raises:
+        InputError: the run already holds what is to be written.
+        TrackingError: the store fails.
+    """
     store, found = current_store_for(run_id)
-    if found is not None:
+    if found is not None and not new_run:
         log = RunLog(store, found, shared_as=kind)
-        held = [each for each in log.found_tags.get(schema.TAG_KIND, "").split(",") if each]
+        held = held_kinds(log)
         if kind not in held:
             log.tags({schema.TAG_KIND: ",".join([*held, kind]), schema.TAG_VERSION: version_of("interpreto-mlops")})
             yield log
@@ -173,6 +194,16 @@ def _run(kind: str, name: str, run_id: str | None) -> Iterator[RunLog]:
             return
         # The run of `mlflow run` is taken once; what comes after it gets runs of its own.
         if run_id is not None or mlflow.active_run() is not None:
-            raise InputError(f"the run {found!r} already holds {kind}; one run holds one explanation: open another")
+            raise taken(found, kind)
     with run(store, kind=kind, name=name) as log:
         yield log
+
+
+def held_kinds(log: RunLog) -> list[str]:
+    """Return the kinds of evidence that a run held when it was read."""
+    return [each for each in log.found_tags.get(schema.TAG_KIND, "").split(",") if each]
+
+
+def taken(run_id: str, kind: str) -> InputError:
+    """Return the error for a run that already holds what is to be written."""
+    return InputError(f"the run {run_id!r} already holds {kind}; one run holds one explanation: open another")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -53,6 +54,7 @@ class RunLog:
         self.shared_as = shared_as
         self._client = store.client
         self._lock = threading.Lock()
+        self._part: str | None = None
         with store.guarded(f"read the run {run_id!r}"):
             found = self._client.get_run(run_id)
         self.experiment_id = str(found.info.experiment_id)
@@ -66,6 +68,12 @@ class RunLog:
     def own(self) -> bool:
         """Whether the run was opened for what is written, and is nobody else's."""
         return self.shared_as is None
+
+    def part(self, name: str) -> RunLog:
+        """Return the same run where curves and artifacts are written under a name, beside those of other parts."""
+        part = copy.copy(self)
+        part._part = name
+        return part
 
     def tags(self, values: Mapping[str, str | None]) -> None:
         """Set tags; None is left out, credentials in addresses are hidden, and long ones are cut with a mark."""
@@ -145,7 +153,7 @@ class RunLog:
         """
         if len(steps) != len(values) or any(int(step) != step for step in steps):
             raise InputError(f"the curve {key!r} needs a whole number as step for each of its {len(values)} values")
-        now = _now()
+        now, key = _now(), schema.metric_of_part(key, self._part)
         points = [
             Metric(schema.key(key), float(value), now, int(step)) for step, value in zip(steps, values, strict=True)
         ]
@@ -185,7 +193,7 @@ class RunLog:
         rows = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
         columns = [str(column) for column in frame.columns]
         self.text(path, json.dumps({"columns": columns, "data": rows}, ensure_ascii=False))
-        entry = {"path": path, "type": "table"}
+        entry = {"path": schema.artifact_of_part(path, self._part), "type": "table"}
         with self._lock:
             if entry not in self._tables:
                 self._tables.append(entry)
@@ -198,12 +206,13 @@ class RunLog:
 
     def folder(self, local: str | Path, path: str | None = None) -> None:
         """Upload what is in a local folder into the artifact folder `path`."""
+        place = None if path is None else schema.artifact_of_part(f"{path}/", self._part).rstrip("/")
         with self.store.guarded("write artifacts"):
-            self._client.log_artifacts(self.run_id, str(local), path)
-        self._written |= {f"{path}/{name}" if path else name: value for name, value in manifest_of(local).items()}
+            self._client.log_artifacts(self.run_id, str(local), place)
+        self._written |= {f"{place}/{name}" if place else name: value for name, value in manifest_of(local).items()}
 
     def _file(self, path: str, write: Callable[[Path], object]) -> None:
-        place = PurePosixPath(path)
+        place = PurePosixPath(schema.artifact_of_part(path, self._part))
         if place.is_absolute() or ".." in place.parts or not place.name:
             raise InputError(f"an artifact's path must lie inside the run, not {path!r}")
         with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
@@ -212,7 +221,7 @@ class RunLog:
             parent = str(place.parent)
             with self.store.guarded(f"write the artifact {path!r}"):
                 self._client.log_artifact(self.run_id, str(local), None if parent == "." else parent)
-            self._written[path] = manifest_of(scratch)[local.name]
+            self._written[str(place)] = manifest_of(scratch)[local.name]
 
     def input(self, dataset: TextDataset | DataReference, context: str) -> None:
         """Log a data set as input, under a context such as `explained` or `fitted`."""

@@ -147,6 +147,17 @@ def explain_key(name: str) -> str:
     return f"{EXPLAIN}/{key(name).rsplit('/', 1)[-1]}"
 
 
+def metric_of_part(name: str, part: str | None) -> str:
+    """Return the key of a metric of one of several methods in a run: `<part>/<key>`; without a part as it is."""
+    return name if part is None else key(f"{slugify(part)}/{name}")
+
+
+def artifact_of_part(path: str, part: str | None) -> str:
+    """Return the path of an artifact of one of several methods in a run: `attributions/<part>/…`."""
+    folder, slash, name = path.partition("/")
+    return path if part is None or not slash else f"{folder}/{slugify(part)}/{name}"
+
+
 def params(fixed: Mapping[str, Any], method: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Return a run's parameters as text, None left out: the schema's own by name, the method's others under `method.`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,21 @@ def of_pyfunc(
     model_id = loaded.model_id if found is None else found.model_id
     uri = found.uri if found is not None else (f"models:/{model_id}" if model_id else None)
     called = repr(uri or "given")
+    network, tokenizer = network_in(loaded, called)
+    run = {key: value for key, value in options.items() if key != "dtype"}
+    model = TextModel(network, tokenizer, name=name, uri=uri, model_id=model_id, **run)
+    dtype = model.arithmetic["dtype"]
+    if options.get("dtype", dtype) != dtype:
+        raise ModelLoadError(f"the pyfunc {called} has its network in {dtype}, not in {options['dtype']!r}")
+    return model
+
+
+def network_in(loaded: object, called: str) -> tuple[Any, Any]:
+    """Return the network and the tokenizer that a loaded pyfunc holds.
+
+    Raises:
+        ModelLoadError: it holds none, or more than one; the message calls the pyfunc what `called` says.
+    """
     held = list(_held(_raw(loaded)))
     pipelines = _distinct(held, Pipeline)
     networks: list[Any] = [pipeline.model for pipeline in pipelines] or _distinct(held, PreTrainedModel)
@@ -125,25 +140,17 @@ def of_pyfunc(
             f"{len(networks)} and {sum(each is not None for each in tokenizers)}: wrap what you mean in "
             "TextModel(model, tokenizer)"
         )
-    run = {key: value for key, value in options.items() if key != "dtype"}
-    model = TextModel(networks[0], tokenizers[0], name=name, uri=uri, model_id=model_id, **run)
-    dtype = model.arithmetic["dtype"]
-    if options.get("dtype", dtype) != dtype:
-        raise ModelLoadError(f"the pyfunc {called} has its network in {dtype}, not in {options['dtype']!r}")
-    return model
+    return networks[0], tokenizers[0]
 
 
-def _raw(loaded: PyFuncModel) -> object:
-    """Return the library's own object or the user's `PythonModel`."""
-    unwrap: Callable[[], object] = loaded.unwrap_python_model
-    raw: Callable[[], object] = loaded.get_raw_model
-    try:
-        return unwrap()
-    except MlflowException:
+def _raw(loaded: object) -> object:
+    """Return the library's own object or the user's `PythonModel`; what is neither, a function for instance, itself."""
+    for unwrap in ("unwrap_python_model", "get_raw_model"):
         try:
-            return raw()
-        except NotImplementedError:
-            return None
+            return getattr(loaded, unwrap)()
+        except (AttributeError, MlflowException, NotImplementedError):
+            continue
+    return loaded
 
 
 def _held(raw: object) -> Iterator[object]:

@@ -39,6 +39,7 @@ from interpreto_mlops.concepts.metrics import has_predictions, shared_fraction
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.objectives import InferenceMode, check_mode
 from interpreto_mlops.models.targets import questions
+from interpreto_mlops.observers import unobserved
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.concept_evidence import (
@@ -264,13 +265,14 @@ def _fit(
     with job.console.stage("dictionaries"):
         start = time.perf_counter()
         if new:
-            fit_together(
-                [cells[place].dictionary for place in new],
-                activations,
-                progress=job.console.progress,
-                checkpoint=workspace.place("training", cells[0].path),
-                listener=training_listener([logs[place] for place in new]),
-            )
+            with unobserved():
+                fit_together(
+                    [cells[place].dictionary for place in new],
+                    activations,
+                    progress=job.console.progress,
+                    checkpoint=workspace.place("training", cells[0].path),
+                    listener=training_listener([logs[place] for place in new]),
+                )
         for place in new:
             # They share one pass, so each bears an equal part of its time.
             cells[place].metrics["cost/seconds"] = (time.perf_counter() - start) / len(new)

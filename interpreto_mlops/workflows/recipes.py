@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,8 @@ from interpreto_mlops.attributions.metrics import METRICS
 from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
 from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.registry import check_options as check_options
+from interpreto_mlops.registry import parameters_of as parameters_of
 
 Positive = Annotated[int, Field(ge=1)]
 Names = Annotated[list[str], Field(min_length=1)]
@@ -176,26 +177,6 @@ class ConceptsRecipe(_Recipe):
         self._check_options({**families, self.importance: IMPORTANCE.get(self.importance)})
         if any("seed" in given for given in self.options.values()):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
-
-
-_NO_PARAMETERS = {"model", "explainer", "rationales"}
-
-
-def check_options(kind: Any, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse parameters that a method, metric or dictionary does not have.
-
-    Raises:
-        UnknownNameError: one of them; the message lists those there are.
-    """
-    known = parameters_of(kind)
-    for option in options:
-        if option not in known:
-            raise UnknownNameError(f"option of {name!r}", option, known)
-
-
-def parameters_of(kind: Any) -> list[str]:
-    """Return the names of the parameters that a method, metric or dictionary can be given, sorted."""
-    return sorted({each.name for each in dataclasses.fields(kind) if each.init} - _NO_PARAMETERS)
 
 
 def parse_options(settings: Iterable[str]) -> dict[str, dict[str, Any]]:

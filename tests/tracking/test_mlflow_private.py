@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.models.evaluation import EvaluationResult, ModelEvaluator
+from mlflow.models.evaluation.evaluator_registry import _model_evaluation_registry
 
 from interpreto_mlops.tracking import _mlflow_private as private
 from interpreto_mlops.tracking.store import Store
@@ -75,3 +80,41 @@ def test_a_run_is_closed_without_a_word(server: str, capsys: pytest.CaptureFixtu
     assert found.status == "KILLED"
     assert found.end_time >= found.start_time
     assert capsys.readouterr().out == ""
+
+
+def test_an_evaluator_can_tell_by_whom_it_is_asked(store: Store) -> None:
+    """MLflow's evaluation passes neither the names that the user gave nor whose configuration it is."""
+    asked: list[bool | None] = []
+
+    class Asks(ModelEvaluator):
+        @classmethod
+        def can_evaluate(cls, *, model_type: str, evaluator_config: dict[str, Any], **kwargs: Any) -> bool:
+            asked.append(private.evaluation_asks_for("asks"))
+            return bool(asked[-1])
+
+        def evaluate(self, **kwargs: Any) -> EvaluationResult:
+            return EvaluationResult({"asked": 1.0}, {}, kwargs["run_id"])
+
+    mlflow.set_tracking_uri(store.tracking_uri)
+    mlflow.set_experiment(experiment_id=store.experiment_id)
+    registry = _model_evaluation_registry._registry
+    registry["asks"] = Asks
+    try:
+        call = functools.partial(mlflow.models.evaluate, None, [[0.0], [1.0]], model_type="any")
+        for arguments, expected in (
+            ({"evaluators": "asks"}, [True]),
+            ({"evaluators": ["asks"], "evaluator_config": {"asks": {}}}, [True]),
+            ({"evaluator_config": {"asks": {"a": 1}}}, [True, True]),
+        ):
+            asked.clear()
+            assert call(**arguments).metrics == {"asked": 1.0}
+            assert asked == expected
+        for arguments in ({}, {"evaluator_config": {"a": 1}}, {"evaluator_config": {"default": {"a": 1}}}):
+            asked.clear()
+            with pytest.raises(MlflowException, match="could not be evaluated"):
+                call(**arguments)
+            assert asked == [False]
+    finally:
+        del registry["asks"]
+    Asks.can_evaluate(model_type="any", evaluator_config={})
+    assert asked[-1] is None

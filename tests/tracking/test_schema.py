@@ -127,3 +127,13 @@ def test_markdown_shows_text_as_it_is() -> None:
     assert "\n" not in escaped
     assert re.sub(r"\\(.)", r"\1", escaped) == str(hostile).replace("\n", " ")
     assert not re.search(r"(?<!\\)[<>|`*\[\]&#]", escaped)
+
+
+def test_parts_of_a_run_have_places_of_their_own() -> None:
+    assert schema.metric_of_part("curve/deletion", None) == "curve/deletion"
+    assert schema.metric_of_part("curve/deletion", "kernel_shap") == "kernel_shap/curve/deletion"
+    assert schema.artifact_of_part("attributions/a.html", None) == "attributions/a.html"
+    assert schema.artifact_of_part("attributions/a.html", "lime") == "attributions/lime/a.html"
+    assert schema.artifact_of_part("attributions/", "lime") == "attributions/lime/"
+    assert schema.artifact_of_part("attributions/a.html", "../x") == "attributions/x/a.html"
+    assert schema.artifact_of_part("recipe.yaml", "lime") == "recipe.yaml"

@@ -21,6 +21,7 @@ from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import Program
 from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.observers import one_event
 from interpreto_mlops.registry import Registry
 
 METRICS: Registry[type[Metric]] = Registry("attribution metric")
@@ -63,6 +64,12 @@ class Metric(ABC):
     bounds: ClassVar[tuple[float, float]]
     costly: ClassVar[bool] = False
     needs: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let what a metric explains or fits for itself be a part of it, of which no observer is told."""
+        super().__init_subclass__(**options)
+        if "__call__" in cls.__dict__:
+            cls.__call__ = one_event(cls.__call__)  # type: ignore[method-assign]
 
     @property
     def parameters(self) -> dict[str, Any]:
