@@ -37,7 +37,7 @@ def catalogue_url(uri: str | None = None, store: Store | None = None) -> URL:
 
 def shown(url: URL) -> str:
     """Return an address without credentials."""
-    return redact(url.render_as_string(hide_password=True))
+    return f"sqlite:///{url.database}" if url.drivername == "sqlite" else redact(url.render_as_string())
 
 
 def _default(store: Store | None) -> Path:
@@ -55,11 +55,18 @@ def _parse(given: str) -> URL:
     if driver not in _DRIVERS.values():
         raise CatalogueError(f"the catalogue cannot be kept at {redact(given)!r}; give {_FORMS}")
     if driver == "sqlite":
-        try:
-            path = sqlite_file(given)
-        except TrackingError as error:
-            raise CatalogueError(f"the catalogue's address {given!r} names no file; write {_FORMS}") from error
-        return url.set(database=str(path))
+        return url.set(database=str(_file(given)))
     if not url.database:
         raise CatalogueError(f"the catalogue's address {redact(given)!r} names no database; write {_FORMS}")
     return url.set(drivername=driver)
+
+
+def _file(given: str) -> Path:
+    try:
+        path = sqlite_file(given)
+    except TrackingError:
+        path = None
+    # `sqlite:///file:…` is a way to open a file that not every version of the driver takes.
+    if path is None or "file:" in path.parts:
+        raise CatalogueError(f"the catalogue's address {given!r} names no file; write {_FORMS}")
+    return path

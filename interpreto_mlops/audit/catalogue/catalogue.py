@@ -18,8 +18,6 @@ from interpreto_mlops.errors import InputError
 from interpreto_mlops.tracking.store import Store
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from interpreto_mlops.attributions.results import AttributionSet
 
 HIDE_VARIABLE = "INTERPRETO_HIDE_TEXTS"
@@ -60,17 +58,20 @@ class Catalogue:
         """
         asked = _hide_by_environment() if hide_texts is None else hide_texts
         catalogue = cls(Database(catalogue_url(uri, store)))
-        migrate(catalogue.database)
-        if asked:
-            catalogue.hide_texts()
-        elif hide_texts is False and catalogue.hides_texts:
-            raise InputError(
-                f"the catalogue at {catalogue.shown!r} holds no texts and takes none; rebuild another one without "
-                f"hide_texts"
-            )
+        try:
+            migrate(catalogue.database)
+            if asked:
+                catalogue.hide_texts()
+            elif hide_texts is False and catalogue.hides_texts:
+                raise InputError(
+                    f"the catalogue at {catalogue.shown!r} takes no texts any more; rebuild one at another address"
+                )
+        except BaseException:
+            catalogue.close()
+            raise
         return catalogue
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Catalogue:
         return self
 
     def __exit__(self, *_: object) -> None:
