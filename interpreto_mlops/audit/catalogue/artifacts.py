@@ -77,11 +77,14 @@ def read_attributions(store: Store, run_id: str) -> AttributionSet | None:
     if not wanted:
         return None
     with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
+        together = Path(scratch) / "together"
+        together.mkdir()
         with store.guarded(f"fetch the attributions of the run {run_id!r}"):
             for path in wanted:
-                store.client.download_artifacts(run_id, path, scratch)
+                local = Path(store.client.download_artifacts(run_id, path, scratch))
+                local.replace(together / local.name)
         with _readable(f"the attributions of the run {run_id!r}"):
-            return AttributionSet.load(Path(scratch) / schema.ATTRIBUTIONS)
+            return AttributionSet.load(together)
 
 
 def read_dictionary(store: Store, model: LoggedModel) -> ReadDictionary:

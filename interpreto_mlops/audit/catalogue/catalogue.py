@@ -167,6 +167,15 @@ class Catalogue:
         """
         rebuilding.record_run(self.database, store, run_id, explanations)
 
+    def record_version(self, store: Store, name: str, version: str | int) -> None:
+        """Take over a registered version, in the place of what was taken over before.
+
+        Raises:
+            TrackingError: there is no such version, or the store fails.
+            CatalogueError: the database fails; nothing was changed then.
+        """
+        rebuilding.record_version(self.database, store, name, version)
+
     def rebuild(self, store: Store) -> Rebuilt:
         """Derive everything but the log from a store's runs, logged models and registered versions.
 

@@ -39,6 +39,9 @@ class Database:
         self.shown = shown(url)
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.engine = _sqlite(url) if self.is_sqlite else _postgresql(url)
+        # COPY goes past SQLAlchemy, and its errors too.
+        driver: Any = self.engine.dialect.dbapi
+        self._driver_error: type[Exception] = driver.Error
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -73,7 +76,7 @@ class Database:
     def _guarded(self, action: str) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, self._driver_error) as error:
             # The original's text may hold texts of the user's data: only the database's own sentence is shown.
             cause: BaseException = getattr(error, "orig", None) or error
             raise CatalogueError(f"the catalogue at {self.shown!r} could not {action}: {first_line(cause)}") from None

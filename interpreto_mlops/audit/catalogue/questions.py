@@ -128,6 +128,8 @@ def texts_with_word(
     """
     if not 1 <= k <= TOP_WORDS:
         raise InputError(f"k must be 1 to {TOP_WORDS}, as many words as the catalogue keeps of a text, not {k!r}")
+    if limit < 0:
+        raise InputError(f"limit must not be negative, not {limit!r}")
     with database.reading() as connection:
         runs = _runs_with_attributions(connection, version, method)
         statement = (

@@ -63,6 +63,14 @@ def record_run(database: Database, store: Store, run_id: str, explanations: Attr
             _write_dictionary(connection, store, model, dictionary)
 
 
+def record_version(database: Database, store: Store, name: str, version: str | int) -> None:
+    """Take over a registered version; see `Catalogue.record_version`."""
+    with store.guarded(f"read the version {str(version)!r} of {name!r}"):
+        found = store.client.get_model_version(name, str(version))
+    with database.writing() as connection:
+        writing.replace_version(connection, _version_row(store, found))
+
+
 def rebuild(database: Database, store: Store) -> Rebuilt:
     """Derive everything but the log from a store; see `Catalogue.rebuild`."""
     found = Rebuilt()
