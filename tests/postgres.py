@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,21 @@ def _wait(programs: Path, process: subprocess.Popen[bytes], port: int, folder: P
 @pytest.fixture
 def postgres(postgres_server: str) -> Iterator[str]:
     """The address of a fresh database."""
+    with fresh_database(postgres_server) as address:
+        yield address
+
+
+@contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """Hold the address of a new database, which goes at the end, whoever still uses it."""
     import psycopg
     from psycopg import sql
 
     name = f"test_{secrets.token_hex(6)}"
-    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield f"{postgres_server}/{name}"
-    with psycopg.connect(f"{postgres_server}/postgres", autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    try:
+        yield f"{server}/{name}"
+    finally:
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

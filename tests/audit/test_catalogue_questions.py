@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import Connection, event, insert, text
 
 from interpreto_mlops.audit.catalogue import QUESTIONS, Catalogue, parameters
 from interpreto_mlops.audit.catalogue.log import append_to
@@ -27,6 +27,7 @@ from interpreto_mlops.audit.catalogue.tables import (
 from interpreto_mlops.audit.catalogue.writing import bulk_insert
 from interpreto_mlops.errors import InputError, UnknownNameError
 from tests.audit.evidence import Evidence
+from tests.postgres import fresh_database
 
 BASE = hashlib.sha256(b"base").hexdigest()
 
@@ -200,7 +201,8 @@ def test_who_moved_an_alias_and_whether_the_evidence_was_fresh(catalogue: Catalo
     found = catalogue.ask("alias_moves", name="reviews", alias="champion")
     assert found["actor"].tolist() == ["alice", "bob", "carol", "dave", "erin"]
     assert found["fresh"].tolist() == [False, True, True, False, False]
-    assert found["evidence"].tolist() == ["old", "fresh", "by its content", None, None]
+    assert found["evidence"].dropna().tolist() == ["old", "fresh", "by its content"]
+    assert found["evidence"].isna().tolist() == [False, False, False, True, True]
     assert found["days"].tolist() == pytest.approx([40, 5, 3, np.nan, np.nan], abs=0.1, nan_ok=True)
     assert found["after"].tolist()[:4] == [f"models:/reviews/{n}" for n in (1, 2, 3, 4)]
     assert found["before"].tolist()[1] == "models:/reviews/1"
@@ -230,91 +232,68 @@ def test_every_question_is_documented_for_who_asks_it() -> None:
     ]
 
 
-def fill(catalogue: Catalogue, runs: int = 200, texts: int = 20, words: int = 20) -> None:
-    """Enough rows for a database to prefer an index: attributions of many versions, dictionaries, log entries."""
+RUNS, EXPLAINED, TEXTS, WORDS = 3000, 100, 20, 20
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalogue]:
+    """A catalogue with enough rows for a database to prefer an index, where there is one."""
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            uri = f"sqlite:///{tmp_path_factory.mktemp('filled')}/c.db"
+        else:
+            uri = stack.enter_context(fresh_database(request.getfixturevalue("postgres_server")))
+        catalogue = stack.enter_context(Catalogue.connect(uri))
+        with catalogue.database.writing() as connection:
+            _fill_runs(connection)
+            _fill_dictionaries(connection)
+        _fill_log(catalogue)
+        if not catalogue.database.is_sqlite:
+            with catalogue.database.engine.connect() as connection:
+                connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
+        yield catalogue
+
+
+def _model(key: int) -> dict[str, str]:
+    return {"model_id": f"m-{key:032x}", "store": "s"}
+
+
+def _fill_runs(connection: Connection) -> None:
     rng = np.random.default_rng(0)
-    with catalogue.database.writing() as connection:
-        keys = range(1, runs + 1)
-        common = {"store": "s", "experiment_id": "1", "kind": "attributions", "status": "FINISHED"}
-        bulk_insert(
-            connection,
-            RunRow,
-            (
-                {
-                    **common,
-                    "id": key,
-                    "run_id": f"r{key}",
-                    "model_uri": f"models:/reviews/{key}",
-                    "model_id": f"m-{key:032x}",
-                    "model_fingerprint": hashlib.sha256(str(key).encode()).hexdigest(),
-                    "ended_at": _ago(1),
-                }
-                for key in keys
-            ),
-        )
-        version = {"name": "reviews", "store": "s"}
-        bulk_insert(
-            connection,
-            VersionRow,
-            (
-                {
-                    **version,
-                    "version": key,
-                    "model_id": f"m-{key:032x}",
-                    "fingerprint": hashlib.sha256(str(key).encode()).hexdigest(),
-                }
-                for key in keys
-            ),
-        )
-        sample = {"sha256": "0" * 64, "text": "text"}
-        places = [(key, place) for key in keys for place in range(texts)]
-        bulk_insert(
-            connection,
-            SampleRow,
-            ({"run": key, "place": place, "text_index": place, **sample} for key, place in places),
-        )
-        bulk_insert(
-            connection,
-            AttributionRow,
-            (
-                {
-                    "run": key,
-                    "place": place,
-                    "target_index": 0,
-                    "rank": rank + 1,
-                    "target": "positive",
-                    "generated": False,
-                    "element": rank,
-                    "word": f"word{word}",
-                    "score": 1 - rank / words,
-                }
-                for key, place in places
-                for rank, word in enumerate(rng.choice(2000, words, replace=False).tolist())
-            ),
-        )
-        dictionary = {"store": "s", "name": "d"}
-        bulk_insert(
-            connection,
-            DictionaryRow,
-            (
-                {
-                    **dictionary,
-                    "model_id": f"m-{key:032x}",
-                    "base_sha256": BASE if key < 3 else hashlib.sha256(str(key).encode()).hexdigest(),
-                }
-                for key in range(1, 2001)
-            ),
-        )
-        concepts = [(f"m-{key:032x}", number) for key in keys for number in range(50)]
-        bulk_insert(
-            connection,
-            ConceptRow,
-            ({"model_id": key, "concept": number, "label": key[-3:], "origin": "words"} for key, number in concepts),
-        )
-    _fill_log(catalogue)
-    if not catalogue.database.is_sqlite:
-        with catalogue.database.engine.connect() as connection:
-            connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
+    keys, places = range(1, RUNS + 1), [(key, place) for key in range(1, EXPLAINED + 1) for place in range(TEXTS)]
+    common = {"experiment_id": "1", "kind": "attributions", "status": "FINISHED", "ended_at": _ago(1)}
+    hashes = {key: hashlib.sha256(str(key).encode()).hexdigest() for key in keys}
+    runs = (
+        {**common, **_model(key), "id": key, "run_id": f"r{key}", "model_uri": f"models:/reviews/{key}"}
+        | {"model_fingerprint": hashes[key]}
+        for key in keys
+    )
+    versions = ({**_model(key), "name": "reviews", "version": key, "fingerprint": hashes[key]} for key in keys)
+    samples = (
+        {"run": key, "place": place, "text_index": place, "sha256": "0" * 64, "text": "text"} for key, place in places
+    )
+    attributions = (
+        {"run": key, "place": place, "target_index": 0, "rank": rank, "target": "positive", "generated": False}
+        | {"element": rank, "word": f"word{word}", "score": 1 / rank}
+        for key, place in places
+        for rank, word in enumerate(rng.choice(100, WORDS, replace=False).tolist(), 1)
+    )
+    for model, rows in ((RunRow, runs), (VersionRow, versions), (SampleRow, samples), (AttributionRow, attributions)):
+        bulk_insert(connection, model, rows)
+
+
+def _fill_dictionaries(connection: Connection) -> None:
+    dictionaries = (
+        {**_model(key), "name": "d", "base_sha256": BASE if key < 3 else hashlib.sha256(b"%d" % key).hexdigest()}
+        for key in range(1, RUNS + 1)
+    )
+    concepts = (
+        {"model_id": _model(key)["model_id"], "concept": number, "label": str(key), "origin": "words"}
+        for key in range(1, EXPLAINED + 1)
+        for number in range(50)
+    )
+    for model, rows in ((DictionaryRow, dictionaries), (ConceptRow, concepts)):
+        bulk_insert(connection, model, rows)
 
 
 def _fill_log(catalogue: Catalogue) -> None:
@@ -349,22 +328,20 @@ ASKED = {
 
 
 @pytest.mark.parametrize("name", sorted(ASKED))
-def test_every_question_goes_through_an_index(catalogue: Catalogue, name: str) -> None:
-    fill(catalogue)
-    with statements(catalogue) as asked:
-        answer = catalogue.ask(name, **ASKED[name])
+def test_every_question_goes_through_an_index(filled: Catalogue, name: str) -> None:
+    with statements(filled) as asked:
+        answer = filled.ask(name, **ASKED[name])
     assert len(answer) > 0
     asked = [(statement, given) for statement, given in asked if statement.lstrip().upper().startswith("SELECT")]
     assert len(asked) <= 25
     for statement, given in asked:
-        plan = _plan(catalogue, statement, given)
+        plan = _plan(filled, statement, given)
         scans = [line for line in plan if _reads_a_whole_table(line)]
         assert not scans, "\n".join([statement, *plan])
 
 
-def test_a_question_without_an_index_would_be_seen(catalogue: Catalogue) -> None:
-    fill(catalogue)
-    plan = _plan(catalogue, "SELECT * FROM catalogue_attribution WHERE element = 3", ())
+def test_a_question_without_an_index_would_be_seen(filled: Catalogue) -> None:
+    plan = _plan(filled, "SELECT * FROM catalogue_attribution WHERE element = 3", ())
     assert any(_reads_a_whole_table(line) for line in plan)
 
 
