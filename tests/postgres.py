@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,19 @@ def _as_user() -> dict[str, Any]:
         except KeyError:
             continue
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
+    raise LookupError("PostgreSQL does not run as root, and there is no user postgres or nobody")
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The address of a PostgreSQL on this machine, without the name of a database."""
-    pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
+@contextmanager
+def cluster() -> Iterator[str]:
+    """Hold the address of a PostgreSQL on this machine, without the name of a database.
+
+    Raises:
+        LookupError: there is none, or nobody it could run as.
+    """
     programs = binaries()
     if programs is None:
-        pytest.skip("no PostgreSQL on this machine: there is no initdb (apt-get install postgresql)")
+        raise LookupError("there is no PostgreSQL on this machine: no initdb (apt-get install postgresql)")
     user = _as_user()
     # Not pytest's own folder, which only its owner can enter.
     folder = Path(tempfile.mkdtemp(prefix="interpreto-postgres-"))
@@ -72,6 +75,18 @@ def postgres_server() -> Iterator[str]:
             process.send_signal(signal.SIGQUIT)
             process.wait(30)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The address of a PostgreSQL on this machine, without the name of a database."""
+    pytest.importorskip("psycopg", reason="PostgreSQL's driver is not installed: pip install 'psycopg[binary]'")
+    with ExitStack() as stack:
+        try:
+            address = stack.enter_context(cluster())
+        except LookupError as error:
+            pytest.skip(str(error))
+        yield address
 
 
 def _start(programs: Path, folder: Path, port: int, user: dict[str, Any]) -> subprocess.Popen[bytes]:

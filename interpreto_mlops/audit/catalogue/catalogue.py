@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from interpreto_mlops.audit.catalogue import log, questions, rebuilding, writing
+from interpreto_mlops.audit.catalogue import log, questions, rebuilding, registry_moves, writing
 from interpreto_mlops.audit.catalogue.addresses import catalogue_url
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry, LogVerdict
@@ -126,6 +126,46 @@ class Catalogue:
         """
         place = store.shown if isinstance(store, Store) else store
         return log.append(self.database, action, subject, before=before, after=after, actor=actor, store=place)
+
+    def note_registration(self, store: Store, name: str, version: str | int, *, actor: str | None = None) -> LogEntry:
+        """Take over a version that was just registered, and log that it was.
+
+        Raises:
+            TrackingError: there is no such version, or the store fails.
+            CatalogueError: the database fails.
+        """
+        return registry_moves.note_registration(self.database, store, name, version, actor)
+
+    def move_alias(
+        self,
+        store: Store,
+        name: str,
+        alias: str,
+        version: str | int,
+        *,
+        action: Action | str = Action.MOVE_ALIAS,
+        facts: Mapping[str, Any] | None = None,
+        actor: str | None = None,
+    ) -> LogEntry:
+        """Let an alias of a registered model name another version, and log it; without the entry it does not move.
+
+        A process that is killed between the two leaves a move without an entry.
+
+        Arguments:
+            store: where the model is registered.
+            name, alias, version: what is to name what.
+            action: `promote` where an audit was passed.
+            facts: what the entry says beside the version, such as the run of the audit.
+            actor: who; by default the user that the operating system runs this process as.
+
+        Raises:
+            TrackingError: there is no such version, or the store fails.
+            InputError: facts that are no JSON; the alias is where it was then.
+            CatalogueError: the database fails; the alias is where it was then.
+        """
+        return registry_moves.move_alias(
+            self.database, store, name, alias, version, action=action, facts=facts, actor=actor
+        )
 
     def entries(self, *, last: int | None = None) -> list[LogEntry]:
         """Return the log in its order, or only its last entries."""

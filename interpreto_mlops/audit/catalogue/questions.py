@@ -229,7 +229,8 @@ def alias_moves(database: Database, name: str, alias: str, days: float = 30.0) -
     """Who moved an alias, from which version to which, and was the new one's evidence fresh then?
 
     Evidence is a finished run of attributions, concepts or a probe that explains that version, by its address, its
-    logged model or its content; fresh is what ended at most so many days before the alias was moved.
+    logged model or its content; fresh is what ended at most so many days before the alias was moved. Evidence that
+    MLflow has lost since, and the catalogue with its next `rebuild`, does not count.
 
     Arguments:
         name: of the registered model.

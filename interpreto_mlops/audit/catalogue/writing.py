@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, text, true, update
@@ -46,6 +48,7 @@ TEXTS = "texts"
 KEPT, HASHED = "kept", "hashed"
 
 _CHUNK = 10_000
+_KNOWN_WORDS = 50_000
 
 
 def keeps_texts(connection: Connection, *, hold: bool = True) -> bool:
@@ -72,11 +75,12 @@ def _insert(connection: Connection, model: type[Base], rows: Sequence[Row]) -> N
 def _copy(connection: Connection, model: type[Base], rows: Sequence[Row]) -> None:
     driver: Any = connection.connection.driver_connection
     names = list(rows[0])
+    values = itemgetter(*names)
     # All names are those of our own tables and columns.
     statement = f"COPY {SCHEMA}.{model.__tablename__} ({', '.join(names)}) FROM STDIN"
     with driver.cursor() as cursor, cursor.copy(statement) as copy:
         for row in rows:
-            copy.write_row([row[name] for name in names])
+            copy.write_row(values(row))
 
 
 def replace_run(
@@ -87,12 +91,16 @@ def replace_run(
     (key,) = connection.execute(insert(RunRow).values(run).returning(RunRow.id)).one()
     bulk_insert(connection, ScoreRow, ({"run": key, "name": name, "value": value} for name, value in scores.items()))
     keep = keeps_texts(connection)
+    # Words come again and again.
+    word_of = lru_cache(_KNOWN_WORDS)(plain_word if keep else hidden_word)
     # One pass over the explanations: the two tables take turns.
     stream = enumerate(explanations)
     while chunk := list(islice(stream, 500)):
         bulk_insert(connection, SampleRow, (_sample(key, place, item, keep) for place, item in chunk))
         bulk_insert(
-            connection, AttributionRow, (row for place, item in chunk for row in _attributions(key, place, item, keep))
+            connection,
+            AttributionRow,
+            (row for place, item in chunk for row in _attributions(key, place, item, keep, word_of)),
         )
     return int(key)
 
@@ -107,8 +115,7 @@ def _sample(key: int, place: int, item: Attribution, keep: bool) -> Row:
     }
 
 
-def _attributions(key: int, place: int, item: Attribution, keep: bool) -> Iterator[Row]:
-    word_of = plain_word if keep else hidden_word
+def _attributions(key: int, place: int, item: Attribution, keep: bool, word_of: Callable[[str], str]) -> Iterator[Row]:
     for index, target in enumerate(item.targets):
         # A class has a name that somebody gave it; what a language model wrote is text.
         generated = bool(target.ids)
