@@ -245,20 +245,21 @@ def _version_row(store: Store, version: ModelVersion) -> writing.Row:
 
 
 def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]]) -> int:
-    """Remove what the catalogue has of the store and the store no longer has."""
-    removed = 0
+    """Remove what the catalogue has of the store and the store no longer has; return how much."""
     with database.writing() as connection:
-        for name, model, keys in (
-            ("runs", RunRow, (RunRow.run_id,)),
-            ("dictionaries", DictionaryRow, (DictionaryRow.model_id,)),
-            ("versions", VersionRow, (VersionRow.name, VersionRow.version)),
-        ):
-            for row in connection.execute(select(*keys).where(model.store == store.shown)).all():
-                if (row[0] if len(row) == 1 else tuple(row)) not in seen[name]:
-                    same = [key == value for key, value in zip(keys, row, strict=True)]
-                    connection.execute(delete(model).where(*same))
-                    removed += 1
-    return removed
+        here = store.shown
+        runs = set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))) - seen["runs"]
+        models = select(DictionaryRow.model_id).where(DictionaryRow.store == here)
+        dictionaries = set(connection.scalars(models)) - seen["dictionaries"]
+        named = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
+        versions = {(name, version) for name, version in named} - seen["versions"]
+        for run_id in runs:
+            writing.delete_run(connection, run_id)
+        for model_id in dictionaries:
+            connection.execute(delete(DictionaryRow).where(DictionaryRow.model_id == model_id))
+        for name, version in versions:
+            connection.execute(delete(VersionRow).where(VersionRow.name == name, VersionRow.version == version))
+    return len(runs) + len(dictionaries) + len(versions)
 
 
 def _clean(row: writing.Row) -> writing.Row:

@@ -87,7 +87,7 @@ def replace_run(
     connection: Connection, run: Row, scores: Mapping[str, float | None], explanations: Iterable[Attribution]
 ) -> int:
     """Write a run with its scores and attributions in the place of what was there of it; return its key."""
-    connection.execute(delete(RunRow).where(RunRow.run_id == run["run_id"]))
+    delete_run(connection, str(run["run_id"]))
     (key,) = connection.execute(insert(RunRow).values(run).returning(RunRow.id)).one()
     bulk_insert(connection, ScoreRow, ({"run": key, "name": name, "value": value} for name, value in scores.items()))
     keep = keeps_texts(connection)
@@ -103,6 +103,14 @@ def replace_run(
             (row for place, item in chunk for row in _attributions(key, place, item, keep, word_of)),
         )
     return int(key)
+
+
+def delete_run(connection: Connection, run_id: str) -> None:
+    """Remove a run and all that is of it."""
+    key = connection.scalar(select(RunRow.id).where(RunRow.run_id == run_id))
+    if key is not None:
+        connection.execute(delete(AttributionRow).where(AttributionRow.run == key))
+        connection.execute(delete(RunRow).where(RunRow.id == key))
 
 
 def _sample(key: int, place: int, item: Attribution, keep: bool) -> Row:

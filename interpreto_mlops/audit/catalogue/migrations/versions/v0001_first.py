@@ -96,7 +96,7 @@ def _runs() -> None:
     op.create_index(op.f("ix_catalogue_sample_sha256"), "catalogue_sample", ["sha256"])
     op.create_table(
         "catalogue_attribution",
-        sa.Column("run", _KEY, nullable=False),
+        sa.Column("run", _KEY, autoincrement=False, nullable=False),
         sa.Column("place", sa.Integer(), nullable=False),
         sa.Column("target_index", sa.Integer(), nullable=False),
         sa.Column("rank", sa.Integer(), nullable=False),
@@ -105,9 +105,6 @@ def _runs() -> None:
         sa.Column("element", sa.Integer(), nullable=False),
         sa.Column("word", sa.Text(), nullable=False),
         sa.Column("score", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["run"], ["catalogue_run.id"], name=op.f("fk_catalogue_attribution_run"), ondelete="CASCADE"
-        ),
         sa.PrimaryKeyConstraint("run", "place", "target_index", "rank", name=op.f("pk_catalogue_attribution")),
         sqlite_with_rowid=False,
     )
