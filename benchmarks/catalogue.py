@@ -64,8 +64,8 @@ def fill(catalogue: Catalogue, rows: int) -> dict[str, float]:
         seconds += time.perf_counter() - start
         with catalogue.database.writing() as connection:
             connection.execute(insert(VersionRow).values({**_model(key), "name": "reviews", "version": key}))
-    _fill_dictionaries(catalogue)
-    _fill_log(catalogue, runs)
+    _fill_dictionaries(catalogue, count=max(60, min(200, rows // 5000)))
+    _fill_log(catalogue, runs, count=max(200, min(5000, rows // 200)))
     if not catalogue.database.is_sqlite:
         with catalogue.database.engine.connect() as connection:
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(text("ANALYZE"))
@@ -98,7 +98,7 @@ def _run(key: int) -> dict[str, Any]:
     return {**row, **_model(key), "model_uri": f"models:/reviews/{key}", "method": "occlusion"}
 
 
-def _fill_dictionaries(catalogue: Catalogue, count: int = 200, concepts: int = 1024) -> None:
+def _fill_dictionaries(catalogue: Catalogue, count: int, concepts: int = 1024) -> None:
     with catalogue.database.writing() as connection:
         bulk_insert(
             connection,
@@ -126,7 +126,7 @@ def base(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def _fill_log(catalogue: Catalogue, versions: int, count: int = 5000) -> None:
+def _fill_log(catalogue: Catalogue, versions: int, count: int) -> None:
     with catalogue.database.writing() as connection:
         for number in range(count):
             after = f'{{"uri":"models:/reviews/{number % versions + 1}"}}'

@@ -55,3 +55,12 @@ def evidence(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Eviden
 def own_evidence(store: Store) -> Evidence:
     """Evidence that the test may change."""
     return make_evidence(store)
+
+
+@pytest.fixture
+def full(catalogue: Catalogue, evidence: Evidence) -> Catalogue:
+    """A catalogue of the evidence that no test changes."""
+    rebuilt = catalogue.rebuild(evidence.store)
+    assert (rebuilt.runs, rebuilt.dictionaries, rebuilt.versions, rebuilt.removed) == (4, 2, 3, 0)
+    assert rebuilt.skipped == {}
+    return catalogue

@@ -10,13 +10,21 @@ import pwd
 import sqlite3
 from collections.abc import Callable
 
+import numpy as np
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, func, select, text
 
+from interpreto_mlops.attributions.results import Attribution, Target
 from interpreto_mlops.audit.catalogue import Catalogue
+from interpreto_mlops.audit.catalogue.tables import AttributionRow, RunRow, SampleRow, ScoreRow
+from interpreto_mlops.audit.catalogue.writing import replace_run
 from interpreto_mlops.errors import CatalogueError, InputError, UnknownNameError
 
-PROCESSES, ENTRIES = 10, 20
+PROCESSES, ENTRIES = 10, 10
+EXPLAINED = Attribution(
+    *("good food", 0, ("good", "food"), np.array([[0, 4], [5, 9]]), np.array([[0.5, -0.25]]), (Target(1, "positive"),)),
+    *(np.ones(1), np.zeros(1), None, "occlusion"),
+)
 
 # Python 3.12 warns of forks beside threads; the children use none of those that torch has started.
 forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
@@ -264,13 +272,17 @@ def write_many(uri: str, process: int, start: object) -> None:
     start.wait()  # type: ignore[attr-defined]
     with Catalogue.connect(uri) as catalogue:
         for number in range(ENTRIES):
-            catalogue.append(
-                "audit", f"models:/reviews/{process}", after={"number": number}, actor=f"process {process}"
-            )
+            what, after = f"models:/reviews/{process}", {"number": number}
+            catalogue.append("audit", what, after=after, actor=f"process {process}")
+            # All replace the same run, and each has one of its own.
+            for run_id in ("shared", f"of {process}"):
+                with catalogue.database.writing() as connection:
+                    row = {"run_id": run_id, "store": "s", "experiment_id": "1", "kind": "attributions"}
+                    replace_run(connection, {**row, "status": "FINISHED"}, {"score": number}, [EXPLAINED])
 
 
 @forks
-def test_ten_processes_make_the_catalogue_and_write_the_log_at_once(uri: str) -> None:
+def test_ten_processes_make_the_catalogue_and_write_it_and_its_log_at_once(uri: str) -> None:
     context = multiprocessing.get_context("fork")
     start = context.Barrier(PROCESSES)
     processes = [context.Process(target=write_many, args=(uri, number, start)) for number in range(PROCESSES)]
@@ -279,10 +291,15 @@ def test_ten_processes_make_the_catalogue_and_write_the_log_at_once(uri: str) ->
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * PROCESSES
-    catalogue = Catalogue.connect(uri)
-    verdict = catalogue.verify_log()
-    assert verdict.ok, verdict.message
-    entries = catalogue.entries()
+    with Catalogue.connect(uri) as catalogue:
+        verdict = catalogue.verify_log()
+        assert verdict.ok, verdict.message
+        entries = catalogue.entries()
+        with catalogue.database.reading() as connection:
+            counts = [
+                connection.scalar(select(func.count()).select_from(model))
+                for model in (RunRow, SampleRow, AttributionRow, ScoreRow)
+            ]
     assert len(entries) == PROCESSES * ENTRIES
     # Nothing is lost, and each process's own entries are in the order in which it wrote them.
     for number in range(PROCESSES):
@@ -290,7 +307,8 @@ def test_ten_processes_make_the_catalogue_and_write_the_log_at_once(uri: str) ->
         assert own == list(range(ENTRIES))
     # They did take turns.
     assert len({entry.actor for entry in entries[: PROCESSES * 2]}) > 1
-    catalogue.close()
+    runs = PROCESSES + 1
+    assert counts == [runs, runs, 2 * runs, runs]
 
 
 @forks

@@ -32,12 +32,6 @@ from tests.postgres import fresh_database
 BASE = hashlib.sha256(b"base").hexdigest()
 
 
-@pytest.fixture
-def full(catalogue: Catalogue, evidence: Evidence) -> Catalogue:
-    catalogue.rebuild(evidence.store)
-    return catalogue
-
-
 def brute_force(evidence: Evidence, word: str, k: int, target: str | None, method: str | None) -> set[tuple[Any, ...]]:
     found = set()
     for run_id, explanations in evidence.attributions.items():

@@ -87,6 +87,7 @@ def replace_run(
     connection: Connection, run: Row, scores: Mapping[str, float | None], explanations: Iterable[Attribution]
 ) -> int:
     """Write a run with its scores and attributions in the place of what was there of it; return its key."""
+    _alone(connection, f"run {run['run_id']}")
     delete_run(connection, str(run["run_id"]))
     (key,) = connection.execute(insert(RunRow).values(run).returning(RunRow.id)).one()
     bulk_insert(connection, ScoreRow, ({"run": key, "name": name, "value": value} for name, value in scores.items()))
@@ -103,6 +104,13 @@ def replace_run(
             (row for place, item in chunk for row in _attributions(key, place, item, keep, word_of)),
         )
     return int(key)
+
+
+def _alone(connection: Connection, what: str) -> None:
+    """Wait until nobody else replaces the same; of two that did, one would fail for what the other has written."""
+    # On SQLite one transaction writes at a time.
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(what, 0))))
 
 
 def delete_run(connection: Connection, run_id: str) -> None:
@@ -144,6 +152,7 @@ def _attributions(key: int, place: int, item: Attribution, keep: bool, word_of: 
 
 def replace_dictionary(connection: Connection, dictionary: Row, concepts: Sequence[Concept]) -> None:
     """Write a dictionary with its concepts in the place of what was there of it."""
+    _alone(connection, f"dictionary {dictionary['model_id']}")
     keep = keeps_texts(connection)
     connection.execute(delete(DictionaryRow).where(DictionaryRow.model_id == dictionary["model_id"]))
     connection.execute(insert(DictionaryRow).values(dictionary))
@@ -178,6 +187,7 @@ def _activations(key: str, concept: Concept, keep: bool) -> Iterator[Row]:
 
 def replace_version(connection: Connection, version: Row) -> None:
     """Write a registered version in the place of what was there of it."""
+    _alone(connection, f"version {version['name']}/{version['version']}")
     same = (VersionRow.name == version["name"]) & (VersionRow.version == version["version"])
     connection.execute(delete(VersionRow).where(same))
     connection.execute(insert(VersionRow).values(version))
