@@ -95,7 +95,13 @@ def _model(key: int) -> dict[str, Any]:
 def _run(key: int) -> dict[str, Any]:
     times = {"started_at": "2026-01-01T00:00:00.000000Z", "ended_at": "2026-01-01T00:01:00.000000Z"}
     row = {"run_id": f"{key:032x}", "experiment_id": "1", "kind": "attributions", "status": "FINISHED", **times}
-    return {**row, **_model(key), "model_uri": f"models:/reviews/{key}", "method": "occlusion"}
+    return {
+        **row,
+        **_model(key),
+        "model_uri": f"models:/reviews/{key}",
+        "model_fingerprint": base(-1),
+        "method": "occlusion",
+    }
 
 
 def _fill_dictionaries(catalogue: Catalogue, count: int, concepts: int = 1024) -> None:
@@ -137,6 +143,8 @@ def _fill_log(catalogue: Catalogue, versions: int, count: int) -> None:
 def asked(runs: int) -> dict[str, list[dict[str, Any]]]:
     """The questions, each with the parameters that it is asked with: the most frequent word, and rare ones."""
     versions = [f"models:/reviews/{number}" for number in sorted({1, max(1, runs // 2), runs})]
+    # All runs are of one content: the worst case, in which every row is of the version that is asked for.
+    versions.append(base(-1))
     words = [f"word{number}" for number in (0, 1, 10, 500, VOCABULARY + 1)]
     return {
         "texts_with_word": [
