@@ -95,7 +95,7 @@ class Catalogue:
         """Replace every text by its sha256, now and for all that is written later; who asks for a word still finds it.
 
         The sha256 of a word can be found by trying words, so this keeps texts from being read, not from being guessed.
-        The log keeps what it was given.
+        The log keeps what it was given, and MLflow's artifacts stay as they are.
         """
         if not self.hides_texts and writing.hide_texts(self.database):
             self.append(Action.SETTING, "texts", before={"texts": writing.KEPT}, after={"texts": writing.HASHED})
