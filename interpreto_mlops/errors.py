@@ -10,6 +10,7 @@ InterpretoError
  ├─ OutOfMemoryError (MemoryError)     a single row that does not fit in memory
  ├─ IntegrityError (ValueError)        stored evidence that is damaged or belongs to another model
  ├─ TrackingError (ConnectionError)    an MLflow server or store that does not answer
+ ├─ CatalogueError (ConnectionError)   a catalogue's database that does not answer or cannot be used
  └─ MissingDependencyError (ImportError) an optional package that is not there, or one that does not fit
 """
 
@@ -65,6 +66,10 @@ class IntegrityError(InterpretoError, ValueError):
 
 class TrackingError(InterpretoError, ConnectionError):
     """An MLflow server or store that does not answer as it should."""
+
+
+class CatalogueError(InterpretoError, ConnectionError):
+    """A catalogue's database that does not answer as it should, or that cannot be used."""
 
 
 class MissingDependencyError(InterpretoError, ImportError):

@@ -1,0 +1,1 @@
+"""Policies, comparisons, the SQL catalogue and reports: what is asked of evidence that is there."""
