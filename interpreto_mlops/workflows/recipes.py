@@ -204,6 +204,21 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     return dict(_setting(setting, "KEY=VALUE") for setting in settings)
 
 
+def parse_pairs(settings: Iterable[str]) -> dict[str, str]:
+    """Turn settings such as `word=plot` into a mapping of texts.
+
+    Raises:
+        InputError: one that is not NAME=VALUE.
+    """
+    pairs = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"a parameter is NAME=VALUE, not {setting!r}")
+        pairs[name.strip()] = value
+    return pairs
+
+
 def _setting(text: str, form: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
