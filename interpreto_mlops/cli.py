@@ -325,7 +325,10 @@ _CATALOGUE = click.option(
 
 @main.group()
 def catalogue() -> None:
-    """Keep what MLflow cannot answer in a database beside it, with a log of who did what."""
+    """Keep what MLflow cannot answer in a database beside it, with a log of who did what.
+
+    Example: interpreto-mlops catalogue rebuild
+    """
 
 
 @catalogue.command()
