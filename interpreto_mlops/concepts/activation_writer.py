@@ -32,7 +32,7 @@ Moments = npt.NDArray[np.float64]
 
 
 class Statistics:
-    """Mean, variance and norms of rows that stream by; errors do not grow with their number.
+    """Mean, variance and norms of rows that stream by, in double precision.
 
     Arguments:
         width: numbers in a row.
@@ -58,19 +58,16 @@ class Statistics:
         # What is not finite shows in the mean; numpy need not say so, too.
         with np.errstate(invalid="ignore"):
             for chunk in rows.split(_CHUNK_ROWS):
-                self._add_chunk(chunk.float())
+                self._add_chunk(chunk.double().numpy())
 
-    def _add_chunk(self, rows: torch.Tensor) -> None:
-        # Few rows, and centred: their sums lose nothing of note in single precision. The pairwise update of Chan, Golub
-        # and LeVeque (1979) in double precision joins them, and loses nothing when the mean is large.
-        self.norms += float(torch.linalg.vector_norm(rows, dim=1).sum(dtype=torch.float64))
-        near = rows.mean(dim=0)
-        centred = rows - near
-        beside = centred.mean(dim=0).double().numpy()
-        squares = centred.square_().sum(dim=0).double().numpy() - len(rows) * beside**2
+    def _add_chunk(self, rows: Moments) -> None:
+        # The pairwise update of Chan, Golub and LeVeque (1979), which loses nothing when the mean is large.
+        self.norms += float(np.sqrt(np.einsum("ij,ij->i", rows, rows)).sum())
+        mean = rows.mean(axis=0)
+        rows -= mean
         total = self.n + len(rows)
-        delta = near.double().numpy() + beside - self.mean
-        self.squares += squares + delta**2 * (self.n * len(rows) / total)
+        delta = mean - self.mean
+        self.squares += np.einsum("ij,ij->j", rows, rows) + delta**2 * (self.n * len(rows) / total)
         self.mean += delta * (len(rows) / total)
         self.n = total
 

@@ -88,12 +88,11 @@ def test_statistics_go_on_to_the_bit() -> None:
         broken.add(rows[part], errors[part])
     assert broken.state() == whole.state()
     exact, said = rows.double().numpy(), whole.summary()
-    # Of rows with a mean of 500 and a deviation of 3, as if the mean were 0.
-    np.testing.assert_allclose(said["mean"], exact.mean(axis=0), rtol=0, atol=3e-7)
-    np.testing.assert_allclose(said["variance"], exact.var(axis=0), rtol=1e-6)
-    np.testing.assert_allclose(said["mean_norm"], np.linalg.norm(exact, axis=1).mean(), rtol=1e-7)
+    np.testing.assert_allclose(said["mean"], exact.mean(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(said["variance"], exact.var(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(said["mean_norm"], np.linalg.norm(exact, axis=1).mean(), rtol=1e-13)
     lost = np.sqrt(errors.double().numpy().sum() / ((exact - exact.mean(axis=0)) ** 2).sum())
-    np.testing.assert_allclose(said["store_error"], lost, rtol=1e-6)
+    np.testing.assert_allclose(said["store_error"], lost, rtol=1e-9)
 
 
 @pytest.mark.slow
