@@ -6,6 +6,7 @@ InterpretoError
  │   └─ DataError                      a data set that cannot be read or used
  ├─ NotFittedError (RuntimeError)      a dictionary used before `fit`
  ├─ ModelLoadError (OSError)           a model that cannot be loaded
+ │   └─ CodeNeededError                a model that its own code alone can load, which is not run unasked
  ├─ ModelOutputError (ArithmeticError) a model that returns NaN or infinity
  ├─ OutOfMemoryError (MemoryError)     a single row that does not fit in memory
  ├─ IntegrityError (ValueError)        stored evidence that is damaged or belongs to another model
@@ -50,6 +51,10 @@ class NotFittedError(InterpretoError, RuntimeError):
 
 class ModelLoadError(InterpretoError, OSError):
     """A model or tokenizer that cannot be loaded."""
+
+
+class CodeNeededError(ModelLoadError):
+    """A model that only its own code or pickle can load, which is not run unless the environment allows it."""
 
 
 class ModelOutputError(InterpretoError, ArithmeticError):

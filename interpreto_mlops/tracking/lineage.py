@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlflow.entities import LoggedModel, Run
-from mlflow.exceptions import MlflowException
 
 from interpreto_mlops.errors import ModelLoadError
 from interpreto_mlops.tracking import schema
-from interpreto_mlops.tracking.addresses import first_line
 from interpreto_mlops.tracking.links import run_url, version_url
-from interpreto_mlops.tracking.resolving import ResolvedModel, resolve
+from interpreto_mlops.tracking.resolving import ResolvedModel, quoted, resolve
 from interpreto_mlops.tracking.store import Store
 
 _RUN = re.compile(r"^runs:/(?P<run>[0-9a-f]{32})/?$")
@@ -60,7 +58,9 @@ class Node:
         name = f"{self.relation}: {self.kind} {self.title}" if self.relation else f"{self.kind} {self.title}"
         facts = ", ".join(f"{key} {value}" for key, value in self.facts.items())
         uri = "" if self.uri is None or self.uri == self.title else f" <{self.uri}>"
-        return f"{name}{uri}" + (f" ({facts})" if facts else "")
+        line = f"{name}{uri}" + (f" ({facts})" if facts else "")
+        # Names come from whoever may write to the store: they stay on their line and control no terminal.
+        return "".join(char if char.isprintable() else " " for char in line)
 
 
 def lineage(store: Store, uri: str) -> Node:
@@ -79,7 +79,10 @@ def lineage(store: Store, uri: str) -> Node:
         TrackingError: the store does not answer.
     """
     if match := _RUN.match(uri):
-        return _run_node(store, "", _get_run(store, match["run"]), whole=True)
+        run = store.if_there(f"read the run {match['run']!r}", lambda: store.client.get_run(match["run"]))
+        if run is None:
+            raise ModelLoadError(f"there is no run {match['run']!r} at {store.shown!r}")
+        return _run_node(store, "", run, whole=True)
     found = resolve(store, uri)
     logged = _get_logged(store, found.model_id)
     tags = _tags(store, found, logged)
@@ -128,7 +131,7 @@ def _runs_that_explain(store: Store, found: ResolvedModel) -> list[Run]:
         wanted[schema.TAG_MODEL_ID] = found.model_id
     runs: dict[str, Run] = {}
     for tag, value in wanted.items():
-        for run in _search_runs(store, f"tags.`{tag}` = '{value}'"):
+        for run in _search_runs(store, f"tags.`{tag}` = {quoted(value)}"):
             runs[run.info.run_id] = run
     return sorted(runs.values(), key=lambda run: (int(run.info.start_time), str(run.info.run_id)))
 
@@ -228,22 +231,11 @@ def _tags(store: Store, found: ResolvedModel, logged: LoggedModel | None) -> Map
 
 
 def _get_logged(store: Store, model_id: str | None) -> LoggedModel | None:
-    try:
-        return None if model_id is None else store.client.get_logged_model(model_id)
-    except MlflowException:
+    if model_id is None:
         return None
+    return store.if_there("read a logged model", lambda: store.client.get_logged_model(model_id))
 
 
 def _find_run(store: Store, run_id: str) -> Run | None:
-    try:
-        run = store.client.get_run(run_id)
-    except MlflowException:
-        return None
-    return None if run.info.lifecycle_stage == "deleted" else run
-
-
-def _get_run(store: Store, run_id: str) -> Run:
-    try:
-        return store.client.get_run(run_id)
-    except MlflowException as error:
-        raise ModelLoadError(f"there is no run {run_id!r} at {store.shown!r}: {first_line(error)}") from None
+    run = store.if_there(f"read the run {run_id!r}", lambda: store.client.get_run(run_id))
+    return None if run is None or run.info.lifecycle_stage == "deleted" else run

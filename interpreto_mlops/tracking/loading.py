@@ -31,7 +31,12 @@ _COMMIT = re.compile(r"^(?P<id>[\w.-]+(?:/[\w.-]+)?)@(?P<commit>[0-9a-f]{40})$")
 
 
 def load_model(
-    source: str | Path | PyFuncModel, *, name: str | None = None, store: Store | None = None, **options: Any
+    source: str | Path | PyFuncModel,
+    *,
+    name: str | None = None,
+    store: Store | None = None,
+    run_code: bool | None = None,
+    **options: Any,
 ) -> TextModel:
     """Load a model and its tokenizer from a folder, the HuggingFace hub, or MLflow.
 
@@ -44,6 +49,7 @@ def load_model(
             what `mlflow.pyfunc.load_model` has returned, for a pyfunc that holds a pipeline or a model and tokenizer.
         name: how runs call the model; by default its registered name, or the last part of `source`.
         store: where MLflow addresses are looked up; by default where MLflow's own functions would.
+        run_code: False never runs code or a pickle of a pyfunc, whatever the environment says; None asks it.
         options: `dtype` for weights in another dtype (`bfloat16`), and how the model is run: `autocast`, `compile`,
             `token_budget`, `prefix_reuse`; see `TextModel`.
 
@@ -61,13 +67,15 @@ def load_model(
         store = store or current_store()
         found = resolve(store, text)
         with fetched(store, found) as folder:
-            return _load_logged(found, folder, name, options)
+            return _load_logged(found, folder, name, options, run_code)
     if (match := _COMMIT.match(text)) and not Path(text).exists():
         return model_loading.load_model(match["id"], name=name, uri=text, revision=match["commit"], **options)
     return model_loading.load_model(source, name=name, **options)
 
 
-def _load_logged(found: ResolvedModel, folder: Path, name: str | None, options: dict[str, Any]) -> TextModel:
+def _load_logged(
+    found: ResolvedModel, folder: Path, name: str | None, options: dict[str, Any], run_code: bool | None
+) -> TextModel:
     flavors = flavors_of(found, folder)
     if "transformers" in flavors or not is_wrapper(flavors):
         return _load_transformers(found, folder, name, options)
@@ -76,7 +84,7 @@ def _load_logged(found: ResolvedModel, folder: Path, name: str | None, options: 
         return _load_transformers(found, kept[0], name, options, root=folder)
     if kept:
         return _load_joined(found, kept, folder, name, options)
-    return of_pyfunc(run_code_of(found, folder), name or found.name, options, found)
+    return of_pyfunc(run_code_of(found, folder, allowed=run_code), name or found.name, options, found)
 
 
 def _load_transformers(

@@ -20,6 +20,23 @@ def manifest_of(folder: str | Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): _sha256(path) for path in files}
 
 
+def parse_manifest(text: str, what: str) -> dict[str, str]:
+    """Read a manifest that was kept as JSON.
+
+    Raises:
+        IntegrityError: it is not one; the message names `what` it belongs to.
+    """
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise IntegrityError(f"the manifest of {what} is no JSON: it was changed since it was logged") from error
+    if not isinstance(manifest, dict) or not all(isinstance(value, str) for value in manifest.values()):
+        raise IntegrityError(
+            f"the manifest of {what} is no map from files to hashes: it was changed since it was logged"
+        )
+    return manifest
+
+
 def differences(folder: str | Path, manifest: Mapping[str, str]) -> dict[str, str]:
     """Return what is not as the manifest says, by path: `missing`, `changed` or `added`."""
     there = manifest_of(folder)

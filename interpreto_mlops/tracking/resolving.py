@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from requests.exceptions import RequestException
 from interpreto_mlops.errors import ModelLoadError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import first_line
-from interpreto_mlops.tracking.manifest import verify
+from interpreto_mlops.tracking.manifest import parse_manifest, verify
 from interpreto_mlops.tracking.store import Store
 
 _ID = re.compile(r"^models:/(?P<id>m-[0-9a-f]{32})$")
@@ -67,6 +66,7 @@ def resolve(store: Store, uri: str) -> ResolvedModel:
 
     Raises:
         ModelLoadError: it has another form, or there is no such model.
+        IntegrityError: the manifest that it was logged with was changed into none.
     """
     try:
         if match := _ID.match(uri):
@@ -86,11 +86,15 @@ def resolve(store: Store, uri: str) -> ResolvedModel:
 
 def latest_version(store: Store, name: str) -> str | None:
     """Return the highest version of a registered model that is ready, or None where there is none."""
-    quoted = f'"{name}"' if "'" in name else f"'{name}'"
     with store.guarded(f"look for the registered model {name!r}"):
-        versions = store.client.search_model_versions(f"name = {quoted}")
+        versions = store.client.search_model_versions(f"name = {quoted(name)}")
     ready = [int(version.version) for version in versions if version.status == "READY"]
     return str(max(ready)) if ready else None
+
+
+def quoted(text: str) -> str:
+    """Return a text as a filter of MLflow's searches takes it; one with both kinds of quotes cannot be searched for."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 def find_registered(store: Store, name: str) -> str | None:
@@ -185,16 +189,16 @@ def _logged(given: str, model: LoggedModel, uri: str | None = None) -> ResolvedM
         str(model.name),
         str(model.model_id),
         run_id=model.source_run_id,
-        manifest=_manifest(model.tags),
+        manifest=_manifest(model.tags, given),
     )
 
 
 def _registered(store: Store, given: str, version: ModelVersion) -> ResolvedModel:
     model_id = _model_id(store, version)
-    manifest = _manifest(version.tags)
+    manifest = _manifest(version.tags, given)
     if not manifest and model_id is not None:
         # Whoever registered it later did so without the tags of the logged model.
-        manifest = _manifest(_tags(store, model_id))
+        manifest = _manifest(_tags(store, model_id), given)
     return ResolvedModel(
         given,
         f"models:/{version.name}/{version.version}",
@@ -240,6 +244,6 @@ def _of_run(store: Store, given: str, run_id: str, path: str) -> ResolvedModel:
     return ResolvedModel(given, given, f"{run.info.artifact_uri}/{path}", path.rsplit("/", 1)[-1], run_id=run_id)
 
 
-def _manifest(tags: dict[str, str] | None) -> dict[str, str]:
+def _manifest(tags: Mapping[str, str] | None, uri: str) -> dict[str, str]:
     text = (tags or {}).get(schema.TAG_MANIFEST)
-    return {} if text is None else dict(json.loads(text))
+    return {} if text is None else parse_manifest(text, repr(uri))

@@ -20,7 +20,7 @@ from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param, 
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
-from interpreto_mlops.errors import InputError, InterpretoError, TrackingError
+from interpreto_mlops.errors import InputError, InterpretoError
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import _mlflow_private, schema
 from interpreto_mlops.tracking.addresses import first_line, redact
@@ -344,16 +344,10 @@ def abandon(store: Store, run_id: str) -> bool:
     """Mark a run KILLED whose process has gone and left it RUNNING; return whether it was so.
 
     Raises:
-        TrackingError: the store fails. A run that is not there, or is of another store, is nothing to close.
+        TrackingError: the store fails. A run that is not there is nothing to close.
     """
-    try:
-        with store.guarded("read a run"):
-            status = store.client.get_run(run_id).info.status
-    except TrackingError as error:
-        if isinstance(error.__context__, MlflowException) and error.__context__.error_code in _NOT_ALLOWED:
-            return False
-        raise
-    if status != "RUNNING":
+    found = store.if_there("read a run", lambda: store.client.get_run(run_id))
+    if found is None or found.info.status != "RUNNING":
         return False
     with store.guarded("close a run"):
         store.client.set_tag(run_id, schema.TAG_NOTE, "Its process was killed; another run went on with the work.")

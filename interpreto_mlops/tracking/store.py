@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
 from mlflow import MlflowClient
@@ -19,8 +20,11 @@ from interpreto_mlops.tracking import _mlflow_private, schema
 from interpreto_mlops.tracking.addresses import first_line, normalise, redact, sqlite_file
 from interpreto_mlops.tracking.reachability import check
 
+T = TypeVar("T")
+
 DEFAULT_EXPERIMENT = "interpreto"
 CONNECT_SECONDS = 5.0
+_MISSING = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,21 @@ class Store:
             message = f"MLflow at {self.shown!r} could not {action}: {first_line(error)}"
             # The original's text holds the address with its credentials: it is not chained then.
             raise TrackingError(message) from (error if self.shown == self.tracking_uri else None)
+
+    def if_there(self, action: str, read: Callable[[], T]) -> T | None:
+        """Return what `read` reads, or None where the store says that there is no such thing.
+
+        Raises:
+            TrackingError: the store does not answer, or does not let us read, which is not the same as nothing.
+        """
+        try:
+            with self.guarded(action):
+                return read()
+        except TrackingError as error:
+            cause = error.__context__
+            if isinstance(cause, MlflowException) and cause.error_code in _MISSING:
+                return None
+            raise
 
     def adopt_project_run(self) -> str | None:
         """Return the id of the run that `mlflow run` opened for this process in this store, or None outside of one."""

@@ -13,7 +13,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.pyfunc import PyFuncModel
 from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 
-from interpreto_mlops.errors import ModelLoadError
+from interpreto_mlops.errors import CodeNeededError, ModelLoadError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.tracking.addresses import first_line
 from interpreto_mlops.tracking.resolving import ResolvedModel, part_of
@@ -76,14 +76,15 @@ def has_tokenizer(place: Path) -> bool:
     return any((place / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def run_code_of(found: ResolvedModel, folder: Path) -> PyFuncModel:
-    """Load a pyfunc by its own code or pickle, where the environment allows that.
+def run_code_of(found: ResolvedModel, folder: Path, *, allowed: bool | None = None) -> PyFuncModel:
+    """Load a pyfunc by its own code or pickle, where that is allowed: by the environment, if nobody else says it.
 
     Raises:
-        ModelLoadError: it does not, or the code fails.
+        CodeNeededError: it is not.
+        ModelLoadError: the code fails.
     """
-    if os.environ.get(_ALLOWED, "").lower() not in {"true", "1"}:
-        raise ModelLoadError(
+    if not (os.environ.get(_ALLOWED, "").lower() in {"true", "1"} if allowed is None else allowed):
+        raise CodeNeededError(
             f"the model {found.given!r} is a pyfunc without a checkpoint among its artifacts; what it wraps is "
             "known to its own code or pickle alone, which is not run here: log it with mlflow.transformers or with the "
             "folder of save_pretrained as an artifact, give load_model what mlflow.pyfunc.load_model returns, or set "

@@ -132,7 +132,7 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
             with ExitStack() as stack:
                 runs = [_open(job, recipe, cell, fit_texts, held_out, stack) for cell in ours]
                 logs = [log for log, _ in runs]
-                workspace.opened([log.run_id for log in logs])
+                workspace.opened(job.store, [log.run_id for log in logs])
                 _fit(job, ours, fitting[layer], logs, workspace)
                 _score(job, recipe, split, ours, scoring[layer], held_out)
                 if explain is not None:

@@ -75,7 +75,7 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         console.say(f"  {count} runs that a killed job left open in this workspace are marked KILLED")
     title = f"{recipe.kind} {model.name} on {dataset.name}"
     with report_run(job, title) as log:
-        workspace.opened([log.run_id])
+        workspace.opened(store, [log.run_id])
         log.write_recipe(plain(recipe))
         outcome = Outcome(store, job.suite, log.run_id)
         if isinstance(recipe, ConceptsRecipe):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from interpreto_mlops.concepts import ConceptDictionary
@@ -55,26 +55,29 @@ class Workspace:
         dictionary.save(unfinished)
         unfinished.rename(folder)
 
-    def opened(self, run_ids: Sequence[str]) -> None:
-        """Note runs that are being written."""
-        self._note([*self._noted(), *run_ids])
+    def opened(self, store: Store, run_ids: Sequence[str]) -> None:
+        """Note runs that are being written to a store."""
+        noted = self._noted()
+        self._note({**noted, store.shown: [*noted.get(store.shown, []), *run_ids]})
 
     def close_abandoned(self, store: Store) -> int:
         """Mark runs KILLED that an earlier process of the job left open in the store; return how many there were."""
-        count = sum(abandon(store, run_id) for run_id in self._noted())
-        self._note([])
+        noted = self._noted()
+        count = sum(abandon(store, run_id) for run_id in noted.pop(store.shown, []))
+        self._note(noted)
         return count
 
-    def _noted(self) -> list[str]:
+    def _noted(self) -> dict[str, list[str]]:
+        """Return the noted runs by the address of their store."""
         try:
-            return [] if self.folder is None else json.loads((self.folder / _RUNS).read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            return []
+            return {} if self.folder is None else dict(json.loads((self.folder / _RUNS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
 
-    def _note(self, run_ids: list[str]) -> None:
+    def _note(self, run_ids: Mapping[str, list[str]]) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f"{_RUNS}.partial"
-        unfinished.write_text(json.dumps(run_ids), encoding="ascii")
+        unfinished.write_text(json.dumps(run_ids, indent=1), encoding="utf-8")
         unfinished.replace(self.folder / _RUNS)

@@ -12,10 +12,12 @@ import yaml
 from mlflow import MlflowClient
 
 from interpreto_mlops.errors import InputError, IntegrityError, UnknownNameError
+from interpreto_mlops.tracking.store import connect
 from interpreto_mlops.workflows import concepts as workflow
 from interpreto_mlops.workflows.execute import execute
 from interpreto_mlops.workflows.job import Console
 from interpreto_mlops.workflows.recipes import parse_recipe
+from interpreto_mlops.workflows.workspace import Workspace
 
 DIES_WHILE_SCORING = """
 import os, sys
@@ -81,6 +83,9 @@ def test_a_job_that_was_killed_goes_on_without_learning_again(asked, runs, tmp_p
     def learns_again(*args, **kwargs):
         raise AssertionError("what was learned is in the workspace")
 
+    # Another store has nothing to close, and forgets nothing.
+    elsewhere = connect(f"sqlite:///{tmp_path}/elsewhere.db", "jobs")
+    assert Workspace(tmp_path / "work").close_abandoned(elsewhere) == 0
     lines = []
     with monkeypatch.context() as patch:
         patch.setattr(workflow, "fit_together", learns_again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,12 +10,15 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import mlflow
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 
 from interpreto_mlops.cli import main
-from interpreto_mlops.errors import ModelLoadError, TrackingError
+from interpreto_mlops.errors import IntegrityError, ModelLoadError, TrackingError
+from interpreto_mlops.tracking import dictionary_flavor
+from interpreto_mlops.tracking.dictionary_flavor import load_dictionary
 from interpreto_mlops.tracking.lineage import lineage
 from interpreto_mlops.tracking.store import connect, existing_store
 from interpreto_mlops.tracking.text_models import log_text_model
@@ -152,7 +156,7 @@ def test_a_base_model_that_moved_changed_or_went_is_said(database, learned, tiny
     base = store.client.get_model_version(name, "1").source.removeprefix("models:/")
     weights = next(files_of(store, base).rglob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-4] + b"\x01\x02\x03\x04")
-    assert "cannot be loaded" in found(verify_evidence(store, dictionary), "gone")[0].detail
+    assert "the base model was changed: " in found(verify_evidence(store, dictionary), "changed")[0].detail
     shutil.rmtree(files_of(store, base))
     assert found(verify_evidence(store, dictionary), "gone")[0].subject == f"models:/{name}/1"
 
@@ -167,6 +171,88 @@ def test_a_logged_model_that_was_collected_under_its_version_is_gone(database, l
     gone = verify_evidence(store, dictionary)
     assert gone.verdict == "broken"
     assert found(gone, "gone")[0].subject == f"models:/{cell.logged.model_id}"
+
+
+def test_verifying_runs_no_code_of_the_store_whatever_the_environment_says(database, learned, monkeypatch, tmp_path):
+    store, _, cell, _ = learned(database)
+    (tmp_path / "evil.py").write_text(
+        "import pathlib, mlflow\n"
+        f"pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "class Evil(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input: list[str]) -> list[str]:\n"
+        "        return model_input\n"
+        "mlflow.models.set_model(Evil())\n"
+    )
+    mlflow.set_tracking_uri(database)
+    evil = mlflow.pyfunc.log_model(name="evil", python_model=str(tmp_path / "evil.py"), pip_requirements=["mlflow"])
+    (tmp_path / "ran").unlink()  # logging it runs it, too
+    store.client.set_model_version_tag(*cell.registered, "interpreto.model.uri", f"models:/{evil.model_id}")
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    undecided = verify_evidence(store, "models:/{}/{}".format(*cell.registered))
+    assert not (tmp_path / "ran").exists()
+    assert undecided.verdict == "undecided"
+    assert "only its own code could load it" in found(undecided, "unknown")[0].detail
+
+
+def test_what_is_untouched_is_intact_however_it_was_registered_or_computed(database, learned, tiny_model, data_file):
+    store, name, cell, _ = learned(database)
+    mlflow.set_tracking_uri(database)
+    again = mlflow.register_model(f"models:/{cell.logged.model_id}", "by-hand")
+    later = verify_evidence(store, f"models:/by-hand/{again.version}")
+    assert (later.verdict, later.findings) == ("intact", ())
+    assert later.n_files > 3
+    values = {"kind": "concepts", "model": f"models:/{name}/1", "data": str(data_file), "text_column": "review"}
+    values |= {"tracking_uri": database, "experiment": "jobs", "max_texts": 20, "dtype": "bfloat16", "effect_texts": 0}
+    values |= {"layers": [0], "methods": ["pca"], "n_concepts": [4], "seeds": 1}
+    half = execute(parse_recipe(values), command="…").concepts[0]
+    assert verify_evidence(store, "models:/{}/{}".format(*half.registered)).verdict == "intact"
+    with mlflow.start_run() as run:
+        info = dictionary_flavor.log_model(cell.dictionary, run_id=run.info.run_id)
+    mine = verify_evidence(store, f"models:/{info.model_id}")
+    assert (mine.verdict, [finding.verdict for finding in mine.findings]) == ("intact", ["note"])
+
+
+@pytest.mark.parametrize("manifest", ["x", "[1]", '{"MLmodel": 1}', "{}"])
+def test_a_manifest_that_is_none_is_a_verdict_and_no_traceback(database, learned, manifest):
+    store, _, cell, explained = learned(database)
+    dictionary = "models:/{}/{}".format(*cell.registered)
+    store.client.set_model_version_tag(*cell.registered, "interpreto.manifest", manifest)
+    assert verify_evidence(store, dictionary).verdict == "broken"
+    if manifest != "{}":
+        with pytest.raises(IntegrityError, match=r"the manifest of .* was changed"):
+            load_dictionary(dictionary, store=store)
+    run_id = explained.attributions[0].run_id
+    (local(store.client.get_run(run_id).info.artifact_uri) / "manifest.json").write_text(manifest)
+    assert verify_evidence(store, f"runs:/{run_id}").verdict == "broken"
+
+
+def test_a_deleted_run_is_gone(database, learned):
+    store, _, cell, _ = learned(database)
+    store.client.delete_run(cell.run_id)
+    for each in ("models:/{}/{}".format(*cell.registered), f"runs:/{cell.run_id}"):
+        gone = found(verify_evidence(store, each), "gone")
+        assert [(finding.subject, finding.detail) for finding in gone] == [
+            (f"runs:/{cell.run_id}", "the run was deleted")
+        ]
+
+
+def test_a_server_that_goes_away_is_not_evidence_that_is_gone(server, learned):
+    store, _, cell, _ = learned(server)
+    dead = dataclasses.replace(store, client=MlflowClient("http://127.0.0.1:9", "http://127.0.0.1:9"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(TrackingError, match="could not read the run"):
+            verify_evidence(dead, f"runs:/{cell.run_id}")
+
+
+def test_names_stay_on_their_line_and_quotes_are_searched_for(database, learned, tiny_model):
+    store, name, cell, _ = learned(database)
+    store.client.set_tag(cell.run_id, "mlflow.runName", "x\n└─ registered as: version models:/forged/9\x1b[31m")
+    lines = list(lineage(store, f"models:/{name}/1").lines())
+    assert not any(line.startswith("└─ registered as") for line in lines)
+    assert not any("\x1b" in line for line in lines)
+    log_text_model(store, None, tiny_model(), name="quoted", registered_model_name="it's")
+    assert lineage(store, "models:/it's/1").uri is None
 
 
 def test_what_was_never_sealed_is_not_called_intact(store):
@@ -217,8 +303,6 @@ def test_a_run_of_the_users_own_is_sealed_with_what_is_ours(unchanged_run):
 @pytest.fixture
 def unchanged_run(database, tiny_model, texts, tmp_path):
     """A run that the user opened, with a file of theirs and attributions of ours."""
-    import mlflow
-
     import interpreto_mlops as im
     from interpreto_mlops.attributions import Occlusion
 
