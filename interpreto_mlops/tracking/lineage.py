@@ -12,11 +12,11 @@ from mlflow.entities import LoggedModel, Run
 from interpreto_mlops.errors import ModelLoadError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url, version_url
-from interpreto_mlops.tracking.resolving import ResolvedModel, quoted, resolve
+from interpreto_mlops.tracking.reading import runs_that_explain
+from interpreto_mlops.tracking.resolving import ResolvedModel, resolve
 from interpreto_mlops.tracking.store import Store
 
 _RUN = re.compile(r"^runs:/(?P<run>[0-9a-f]{32})/?$")
-_PAGE = 200
 
 
 @dataclass
@@ -116,36 +116,12 @@ def _of_dictionary(store: Store, found: ResolvedModel, tags: Mapping[str, str]) 
 def _of_model(store: Store, found: ResolvedModel, tags: Mapping[str, str]) -> Iterator[Node]:
     if found.run_id is not None and (made := _find_run(store, found.run_id)) is not None:
         yield _run_node(store, "made by", made)
-    for run in _runs_that_explain(store, found):
+    for run in runs_that_explain(store, found):
         node = _run_node(store, "explained by", run)
         node.children += _data_nodes(run)
         node.children += [_made_node(store, model) for model in _outputs(store, run)]
         yield node
     yield from _version_nodes(store, found)
-
-
-def _runs_that_explain(store: Store, found: ResolvedModel) -> list[Run]:
-    """Return the runs of any experiment whose tags name the model, by its id or by its pinned address."""
-    wanted = {schema.TAG_MODEL_URI: found.uri}
-    if found.model_id is not None:
-        wanted[schema.TAG_MODEL_ID] = found.model_id
-    runs: dict[str, Run] = {}
-    for tag, value in wanted.items():
-        for run in _search_runs(store, f"tags.`{tag}` = {quoted(value)}"):
-            runs[run.info.run_id] = run
-    return sorted(runs.values(), key=lambda run: (int(run.info.start_time), str(run.info.run_id)))
-
-
-def _search_runs(store: Store, condition: str) -> Iterator[Run]:
-    with store.guarded("search runs"):
-        experiments = [each.experiment_id for each in store.client.search_experiments()]
-        token = None
-        while True:
-            page = store.client.search_runs(experiments, condition, max_results=_PAGE, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
 
 
 def _run_node(store: Store, relation: str, run: Run, *, whole: bool = False) -> Node:

@@ -63,6 +63,7 @@ RANDOM = "_random"
 COSTS = ("seconds", "evaluations_asked", "evaluations_run", "tokens", "padding", "tokens_per_second")
 
 ATTRIBUTIONS = "attributions"
+ATTRIBUTIONS_FILES = ("attributions/attributions.json", "attributions/attributions.parquet")
 ATTRIBUTIONS_HTML = "attributions/attributions.html"
 ATTRIBUTIONS_EXAMPLES = "attributions/examples.json"
 ATTRIBUTIONS_METRICS = "attributions/metrics.json"
