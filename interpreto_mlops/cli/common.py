@@ -78,6 +78,13 @@ CATALOGUE = click.option(
     help="sqlite:///path or postgresql://… [default: INTERPRETO_CATALOGUE_URI, else beside the store].",
 )
 
+KEEP_CATALOGUE = click.option(
+    "--catalogue-uri",
+    help="Of the catalogue that is written: sqlite:///path or postgresql://… [default: INTERPRETO_CATALOGUE_URI, else "
+    "beside a SQLite store, else none].",
+)
+NO_CATALOGUE = click.option("--no-catalogue", is_flag=True, help="Write neither the catalogue nor its log.")
+
 
 def open_store(tracking_uri: str | None) -> Store:
     """Open the store that a command reads; nothing is made there."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from interpreto_mlops.attributions import AttributionSet
 from interpreto_mlops.attributions.comparison import Comparison
 from interpreto_mlops.errors import DataError, InputError
 from interpreto_mlops.text.datasets import DATASETS, TextDataset, load_dataset
 from interpreto_mlops.tracking.links import run_url, ui_command
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, connect
-from interpreto_mlops.workflows.attribute import AttributionCell, attribution_table, compared, explain, planned
+from interpreto_mlops.workflows.attribute import AttributionCell, Plan, attribution_table, compared, explain, planned
+from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_over
 from interpreto_mlops.workflows.concepts import ConceptCell, concept_table, learn
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
 from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, Recipe
@@ -38,6 +40,12 @@ class Outcome:
     concepts: list[ConceptCell] = field(default_factory=list)
     comparison: Comparison | None = None
 
+    @property
+    def runs(self) -> list[tuple[str, AttributionSet | None]]:
+        """The finished runs, each with its attributions where it has any; the report's is the last."""
+        cells = [(each.run_id, each.explanations) for each in self.attributions]
+        return [*cells, *((each.run_id, None) for each in self.concepts), (self.report_run_id, None)]
+
 
 def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> Outcome:
     """Carry a recipe out.
@@ -49,6 +57,7 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
 
     Raises:
         InterpretoError: whatever stops it; what had begun is then marked FAILED, and nothing is registered.
+        CatalogueError: all is done, but the log does not tell of what was registered.
     """
     console = console or Console(quiet=True)
     recipe.check()
@@ -70,10 +79,20 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
     # Before any run is there: what the plan refuses leaves nothing in the store.
     plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
+    with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
+        outcome = _carry_out(job, recipe, plan)
+        take_over(keeper, console, outcome.runs)
+    show(outcome, console)
+    check_log(keeper)
+    return outcome
+
+
+def _carry_out(job: Job, recipe: Recipe, plan: Plan | None) -> Outcome:
+    console, store = job.console, job.store
     workspace = Workspace(recipe.workspace if isinstance(recipe, ConceptsRecipe) else None)
     if count := workspace.close_abandoned(store):
         console.say(f"  {count} runs that a killed job left open in this workspace are marked KILLED")
-    title = f"{recipe.kind} {model.name} on {dataset.name}"
+    title = f"{recipe.kind} {job.model.name} on {job.dataset.name}"
     with report_run(job, title) as log:
         workspace.opened(store, [log.run_id])
         log.write_recipe(plain(recipe))
@@ -86,7 +105,6 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
                 outcome.comparison = compared(outcome.attributions)
         with console.stage("report"):
             write_report(job, log, title, outcome.comparison, outcome.concepts)
-    show(outcome, console)
     return outcome
 
 
