@@ -14,6 +14,7 @@ from interpreto_mlops.audit.catalogue.addresses import VARIABLE, catalogue_url
 from interpreto_mlops.audit.catalogue.catalogue import Catalogue
 from interpreto_mlops.errors import CatalogueError, InterpretoError
 from interpreto_mlops.tracking.addresses import first_line, sqlite_file
+from interpreto_mlops.tracking.attribution_evidence import keepable
 from interpreto_mlops.tracking.logged_models import Registration
 from interpreto_mlops.tracking.store import Store
 
@@ -79,6 +80,8 @@ class Keeper:
 
     def take_over(self, run_id: str, explanations: AttributionSet | None = None) -> None:
         """Take over what a run holds, or remember why that was not possible."""
+        if explanations is not None:
+            explanations = keepable(explanations)
         self._attempt(self.untaken, run_id, lambda book: book.record_run(self.store, run_id, explanations=explanations))
 
     def _attempt(self, failed: dict[str, str], subject: str, write: Callable[[Catalogue], object]) -> None:

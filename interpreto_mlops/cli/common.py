@@ -84,6 +84,11 @@ KEEP_CATALOGUE = click.option(
     "beside a SQLite store, else none].",
 )
 NO_CATALOGUE = click.option("--no-catalogue", is_flag=True, help="Write neither the catalogue nor its log.")
+HIDE_TEXTS = click.option(
+    "--hide-texts",
+    is_flag=True,
+    help="Keep hashes in the place of texts and words, in MLflow and the catalogue [default: INTERPRETO_HIDE_TEXTS].",
+)
 
 
 def open_store(tracking_uri: str | None) -> Store:

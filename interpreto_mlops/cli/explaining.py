@@ -9,6 +9,7 @@ import click
 
 from interpreto_mlops.cli.common import (
     EXPERIMENT,
+    HIDE_TEXTS,
     KEEP_CATALOGUE,
     LIST,
     NO_CATALOGUE,
@@ -43,6 +44,7 @@ def source_options(command: Any) -> Any:
             EXPERIMENT,
             KEEP_CATALOGUE,
             NO_CATALOGUE,
+            HIDE_TEXTS,
             QUIET,
         ]
     ):
@@ -56,6 +58,7 @@ def source_options(command: Any) -> Any:
 @EXPERIMENT
 @KEEP_CATALOGUE
 @NO_CATALOGUE
+@HIDE_TEXTS
 @QUIET
 def quickstart(
     folder: str,
@@ -63,6 +66,7 @@ def quickstart(
     experiment: str | None,
     catalogue_uri: str | None,
     no_catalogue: bool,
+    hide_texts: bool,
     quiet: bool,
 ) -> None:
     """Run the main job on real text: train, explain, learn concepts, compare, register.
@@ -79,6 +83,7 @@ def quickstart(
             experiment=experiment,
             catalogue_uri=catalogue_uri,
             catalogue=not no_catalogue,
+            hide_texts=hide_texts,
             command=this_command(),
             console=console,
         )
@@ -199,8 +204,9 @@ def concepts(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...]
 @click.argument("recipe")
 @KEEP_CATALOGUE
 @NO_CATALOGUE
+@HIDE_TEXTS
 @QUIET
-def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, quiet: bool) -> None:
+def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, hide_texts: bool, quiet: bool) -> None:
     """Carry out a RECIPE, such as the recipe.yaml of a run; options go before what it says.
 
     Example: interpreto-mlops run recipes/attribute.yaml
@@ -213,6 +219,7 @@ def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, quiet: bool)
         loaded = load_recipe(recipe)
         given: dict[str, Any] = {} if catalogue_uri is None else {"catalogue_uri": catalogue_uri}
         given |= {"catalogue": False} if no_catalogue else {}
+        given |= {"hide_texts": True} if hide_texts else {}
         execute(loaded.model_copy(update=given), command=this_command(), console=console)
 
 

@@ -12,6 +12,7 @@ from interpreto_mlops.attributions.metrics import METRICS, Metric
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, configured_store
 from interpreto_mlops.workflows.attribute import AttributionCell, Plan, column_targets, compared, explain
@@ -165,5 +166,8 @@ def _command(plan: Plan) -> str:
 
 
 def _short(value: Any) -> str:
+    # Where texts are hidden, what is given text by text is theirs.
+    if texts_are_hidden() and isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[…]  # {len(value)} entries"
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -9,6 +9,7 @@ from interpreto_mlops.attributions import AttributionSet
 from interpreto_mlops.attributions.comparison import Comparison
 from interpreto_mlops.errors import DataError, InputError
 from interpreto_mlops.text.datasets import DATASETS, TextDataset, load_dataset
+from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.tracking.links import run_url, ui_command
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, connect
@@ -59,7 +60,12 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         InterpretoError: whatever stops it; what had begun is then marked FAILED, and nothing is registered.
         CatalogueError: all is done, but the log does not tell of what was registered.
     """
-    console = console or Console(quiet=True)
+    with hiding_texts(recipe.hide_texts):
+        return _execute(recipe, command, console or Console(quiet=True))
+
+
+def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
+    texts_are_hidden()  # What the environment says of it must be readable.
     recipe.check()
     dataset = load_dataset(
         recipe.data,

@@ -10,6 +10,7 @@ from typing import Any
 
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.text.library_docs import library_docs
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.loading import load_model
@@ -68,6 +69,7 @@ def quickstart(
     sizes: Sizes | None = None,
     catalogue_uri: str | None = None,
     catalogue: bool = True,
+    hide_texts: bool = False,
 ) -> Outcome:
     """Run the main job: train or find the classifier `library-docs`, explain it, learn its concepts, compare, register.
 
@@ -78,7 +80,7 @@ def quickstart(
         command: what repeats the job, for the record.
         console: where to report; by default nowhere.
         sizes: how large everything is.
-        catalogue_uri, catalogue: as in a recipe.
+        catalogue_uri, catalogue, hide_texts: as in a recipe.
 
     Raises:
         InterpretoError: whatever stops it; what had begun is then marked FAILED, and no dictionary is registered.
@@ -90,7 +92,7 @@ def quickstart(
         default = f"sqlite:///{Path(folder).absolute() / 'mlflow.db'}"
         store = connect(tracking_uri, experiment or _own_experiment(), default=default)
     console.say(f"runs go to {store.shown}, experiment {store.experiment!r}")
-    with catalogued(store, console, catalogue_uri, wanted=catalogue) as keeper:
+    with hiding_texts(hide_texts), catalogued(store, console, catalogue_uri, wanted=catalogue) as keeper:
         outcome = _carry_out(store, command, console, sizes)
         take_over(keeper, console, outcome.runs)
     console.seconds["total"] = time.perf_counter() - start
@@ -176,6 +178,7 @@ def _recipes(job: Job, sizes: Sizes) -> tuple[AttributeRecipe, ConceptsRecipe]:
         "data": "library_docs",
         "tracking_uri": job.store.tracking_uri,
         "experiment": job.store.experiment,
+        "hide_texts": texts_are_hidden(),
     }
     attribute = AttributeRecipe(**where, max_texts=sizes.explained)
     concepts = ConceptsRecipe(

@@ -36,6 +36,7 @@ class _Recipe(BaseModel):
     experiment: str | None = None
     catalogue_uri: str | None = None
     catalogue: bool = True
+    hide_texts: bool = False
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -63,6 +64,8 @@ class AttributeRecipe(_Recipe):
         catalogue_uri: the catalogue's address, or `none`; by default `INTERPRETO_CATALOGUE_URI`, else the file
             `catalogue.db` beside a SQLite store, else none.
         catalogue: whether runs and registrations are written into it.
+        hide_texts: whether hashes are kept in the place of texts, words and labels, in MLflow and in the catalogue
+            alike; `INTERPRETO_HIDE_TEXTS=1` asks for the same.
         dtype: of the model's weights: `float32`, `bfloat16`, `float16` or `float64`; by default the checkpoint's.
         autocast: `bfloat16` or `float16` for what torch's autocast runs in half precision.
         compile: whether scores run through `torch.compile`, which pays for long jobs.
