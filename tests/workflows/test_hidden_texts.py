@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,15 +15,18 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 
 import interpreto_mlops as im
-from interpreto_mlops.attributions import Occlusion
-from interpreto_mlops.attributions.metrics import Deletion
+from interpreto_mlops.attributions import AttributionSet, Occlusion
+from interpreto_mlops.attributions.metrics import Deletion, Plausibility
 from interpreto_mlops.audit.catalogue import Catalogue
 from interpreto_mlops.cli import main
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, top_words
 from interpreto_mlops.errors import InputError, ModelOutputError
-from interpreto_mlops.text.hiding import hidden_word, hiding_texts, is_hash
-from interpreto_mlops.tracking import connect, run, write_attributions
+from interpreto_mlops.models.objectives import Target
+from interpreto_mlops.text.hiding import hidden_word, hiding_texts, is_hash, sha256_of
+from interpreto_mlops.tracking import connect, log_text_model, run, write_attributions
 from interpreto_mlops.tracking.reading import read_explanations
+from interpreto_mlops.visuals.attributions_html import render_page
+from interpreto_mlops.visuals.highlight import highlight
 from interpreto_mlops.workflows import attribute as attribute_workflow
 from interpreto_mlops.workflows.compare import compare_methods
 from interpreto_mlops.workflows.execute import execute
@@ -272,3 +277,70 @@ def test_a_variable_that_says_neither_is_refused_before_anything_runs(database, 
     with pytest.raises(InputError, match="INTERPRETO_HIDE_TEXTS must be 1 or 0, not 'perhaps'"):
         execute(job("attribute", model_folder, marked_file, database), command="…")
     assert MlflowClient(database).get_experiment_by_name("jobs") is None
+
+
+def test_a_model_is_not_asked_about_a_hash(tiny_model, texts):
+    model = tiny_model()
+    hidden = Occlusion(model)(texts).hidden()
+    with pytest.raises(InputError, match=r"text 0 is hidden.*explain the text anew"):
+        Deletion(model)(hidden)
+    with pytest.raises(InputError, match="text 0 is hidden"):
+        Plausibility(rationales=[[(0, 3)]] * len(texts))(hidden)
+
+
+def test_labels_of_single_tokens_are_text(tmp_path):
+    """They are named after the word."""
+    target = Target(2, "Zzqwanda: PLACE", positions=(1,))
+    (plain,) = Occlusion(build_writer())(["the food was great"], targets=["but slow"])
+    labelled = AttributionSet([replace(plain, targets=(target,), scores=plain.scores[:1], output=plain.output[:1])])
+    (item,) = labelled.hidden()
+    assert item.targets == (Target(2, "sha256:" + sha256_of("Zzqwanda: PLACE"), positions=(1,)),)
+    assert AttributionSet.load(labelled.hidden().save(tmp_path)) == labelled.hidden()
+
+
+def test_pages_and_figures_show_positions_and_scores_without_words(tiny_model, texts):
+    model = tiny_model()
+    plain = Occlusion(model)(texts)
+    page = render_page([plain.hidden()], title="hidden")
+    assert hidden_word("food")[: len("sha256:") + 8] + "…" in page
+    words = {word for text in texts for word in text.lower().split() if len(word) > 4}
+    shown = re.sub(r"<style.*?</style>|<script.*?</script>", "", page, flags=re.DOTALL).lower()
+    assert {word for word in words if re.search(rf"\b{word}\b", shown)} <= {"place"}
+    marks = highlight(plain[0].hidden()).pieces
+    scored = [piece for piece in marks if piece.tones]
+    assert len(scored) == len(plain[0])
+    assert [piece.tones[0] for piece in scored] == [
+        piece.tones[0] for piece in highlight(plain[0]).pieces if piece.tones
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:The inplace keyword in", "ignore:Starting with pandas version 4.0")
+@pytest.mark.filterwarnings("ignore:.*is deprecated since 3.4.0:FutureWarning", "ignore:.*type hint:UserWarning")
+def test_evaluations_and_autologging_hide_texts_where_the_environment_says_so(
+    database, tiny_model, marked_file, monkeypatch
+):
+    monkeypatch.setenv("INTERPRETO_HIDE_TEXTS", "1")
+    store = connect(database, "tests")
+    mlflow.set_tracking_uri(database)
+    mlflow.set_experiment("tests")
+    model = tiny_model()
+    logged = log_text_model(store, None, model, name="reviews", registered_model_name="reviews")
+    frame = pd.read_csv(marked_file)
+    quick = {"methods": ["occlusion"], "metrics": ["deletion"], "n_random": 2, "text_column": "review"}
+    data = mlflow.data.from_pandas(frame, targets="stars", name="reviews")
+    result = mlflow.models.evaluate(
+        logged.uri, data, model_type="text-classifier", evaluators="interpreto", evaluator_config=quick
+    )
+    table = result.artifacts["examples"].content
+    assert is_hash(table["data"][0][table["columns"].index("text")])
+    activations = ModelWithSplitPoints(model, [1]).get_activations(frame["review"].tolist(), progress=False)[1]
+    im.autolog(draw=True)
+    try:
+        Occlusion(model)(frame["review"].tolist())
+        PCAConcepts(n_concepts=4).fit(activations)
+    finally:
+        im.autolog(disable=True)
+    folder = Path(database.removeprefix("sqlite:///")).parent
+    assert len(list(folder.rglob("attributions.html"))) == 2
+    assert len(list(folder.rglob("dictionary.json"))) == 1
+    assert found_in(folder) == set()
