@@ -163,6 +163,8 @@ def _write_artifacts(
     with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
         run.folder(explanations.save(scratch), schema.ATTRIBUTIONS)
     facts = {"data set": data.name} if model is None else {"model": model.name, "data set": data.name}
+    if explanations[0].is_hidden:
+        facts["texts"] = "hidden; hashes stand for words"
     title = f"{explanations.method} on {data.name}"
     run.text(
         schema.ATTRIBUTIONS_HTML,
