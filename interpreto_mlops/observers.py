@@ -38,16 +38,12 @@ class Observers(Generic[T]):
         with self._lock:
             self._known = tuple(known for known in self._known if known != observer)
 
-    def tell(self, event: T) -> None:
-        """Tell of an event, unless it is part of a larger one."""
-        if self._known and not _quiet.get():
-            self.announce(event)
-
-    def announce(self, event: T) -> None:
-        """Tell of an event, be it part of a larger one or not."""
-        with unobserved():
-            for observer in self._known:
-                observer(event)
+    def tell(self, event: T, *, always: bool = False) -> None:
+        """Tell of an event; unless `always`, of none that is part of a larger one."""
+        if self._known and (always or not _quiet.get()):
+            with unobserved():
+                for observer in self._known:
+                    observer(event)
 
 
 def _by_name(name: str) -> Callable[[T], object]:

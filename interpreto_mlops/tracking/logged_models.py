@@ -205,7 +205,7 @@ def register(
         entry = {"name": name, "version": int(version.version)}
         if entry not in known:
             store.client.set_logged_model_tags(logged.model_id, {schema.TAG_VERSIONS: json.dumps([*known, entry])})
-    REGISTERED.announce(Registration(store, name, str(version.version)))
+    REGISTERED.tell(Registration(store, name, str(version.version)), always=True)
     return version
 
 
