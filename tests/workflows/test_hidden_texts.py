@@ -119,6 +119,14 @@ def test_no_byte_of_two_jobs_holds_a_word_of_the_texts(database, model_folder, m
     assert {"concepts.html", "labels.json", "dictionary.json", "README.md", "catalogue.db"} <= named
 
 
+@pytest.mark.slow
+def test_no_byte_of_a_server_holds_one(server, server_database, model_folder, marked_file):
+    both_jobs(model_folder, marked_file, server, hide_texts=True)
+    folder = Path(server_database.removeprefix("sqlite:///")).parent
+    assert {"mlflow.db", "attributions.parquet", "dictionary.json"} <= {path.name for path in folder.rglob("*")}
+    assert found_in(folder) == set()
+
+
 def test_what_is_hidden_can_be_used(database, model_folder, marked_file, tmp_path):
     uri = f"sqlite:///{tmp_path}/open.db"
     # An experiment keeps what it first heard of a data set, so each has its own.
