@@ -44,6 +44,7 @@ def said_plainly() -> Iterator[None]:
 def console_of(quiet: bool) -> Console:
     """Silence the libraries beneath, which report their own progress, and say warnings in one line."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 

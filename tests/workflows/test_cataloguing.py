@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -19,7 +22,7 @@ from interpreto_mlops.concepts import PCAConcepts
 from interpreto_mlops.errors import CatalogueError, ModelOutputError
 from interpreto_mlops.tracking import dictionary_flavor, log_text_model
 from interpreto_mlops.tracking.store import connect
-from interpreto_mlops.workflows import concepts as concepts_workflow
+from interpreto_mlops.workflows import concept_runs
 from interpreto_mlops.workflows.compare import compare_methods
 from interpreto_mlops.workflows.execute import execute
 from interpreto_mlops.workflows.job import Console
@@ -167,13 +170,13 @@ def test_a_registration_that_the_log_does_not_tell_of_is_exit_code_one(locked, d
 def test_a_job_that_fails_later_still_tells_of_the_missing_entry(
     locked, database, model_folder, data_file, monkeypatch
 ):
-    register = concepts_workflow.register_dictionary
+    register = concept_runs.register_dictionary
 
     def fail(*args, **kwargs):
         register(*args, **kwargs)
         raise ModelOutputError("no more")
 
-    monkeypatch.setattr(concepts_workflow, "register_dictionary", fail)
+    monkeypatch.setattr(concept_runs, "register_dictionary", fail)
     with pytest.warns(RuntimeWarning, match="is registered but not in the log"), pytest.raises(ModelOutputError):
         execute(recipe("concepts", model_folder, data_file, database), command="…")
 
@@ -210,6 +213,19 @@ def test_methods_compared_from_python_are_in_the_catalogue(database, tiny_model,
     with Catalogue.connect(store=connect(database, "jobs")) as book:
         assert _content(book)["catalogue_run"] == 2
     assert comparison.report_run_id
+
+
+@pytest.mark.slow
+def test_a_command_shows_no_bars_of_what_the_catalogue_reads(database, model_folder, data_file):
+    arguments = ["--model", model_folder, "--data", data_file, "--text-column", "review", "--tracking-uri", database]
+    job = ["concepts", "--layers", "0", "--methods", "pca", "--n-concepts", "6", "--seeds", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    del environment["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"]
+    command = [sys.executable, "-m", "interpreto_mlops", *job, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert beside(database).exists()
+    assert "%|" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow
