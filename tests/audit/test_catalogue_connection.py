@@ -64,6 +64,27 @@ def test_ten_processes_make_one_catalogue(uri: str) -> None:
         assert differences(catalogue) == []
 
 
+def test_nothing_is_made_where_a_catalogue_is_to_be_there(uri: str) -> None:
+    with pytest.raises(CatalogueError, match="there is no catalogue at '.*catalogue rebuild"):
+        Catalogue.connect(uri, create=False)
+    if uri.startswith("sqlite"):
+        assert not Path(uri.removeprefix("sqlite:///")).parent.exists()
+    else:
+        engine = sqlalchemy.create_engine(uri.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            there = "SELECT count(*) FROM pg_namespace WHERE nspname = 'interpreto'"
+            assert connection.scalar(text(there)) == 0
+            connection.execute(text("CREATE SCHEMA interpreto"))
+        engine.dispose()
+        with pytest.raises(CatalogueError, match="there is no catalogue at") as caught:
+            Catalogue.connect(uri, create=False)
+        assert "owner" not in str(caught.value)
+    with Catalogue.connect(uri) as catalogue:
+        catalogue.append("audit", "models:/reviews/1")
+    with Catalogue.connect(uri, create=False) as catalogue:
+        assert catalogue.verify_log().entries == 1
+
+
 def test_the_default_is_beside_the_stores_database(store: Store) -> None:
     folder = Path(store.tracking_uri.removeprefix("sqlite:///")).parent
     with Catalogue.connect(store=store) as catalogue:

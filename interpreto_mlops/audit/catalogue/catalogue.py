@@ -39,7 +39,12 @@ class Catalogue:
 
     @classmethod
     def connect(
-        cls, uri: str | None = None, *, store: Store | None = None, hide_texts: bool | None = None
+        cls,
+        uri: str | None = None,
+        *,
+        store: Store | None = None,
+        hide_texts: bool | None = None,
+        create: bool = True,
     ) -> Catalogue:
         """Open a catalogue, which is made where it is missing; any number of processes may do so at once.
 
@@ -50,16 +55,18 @@ class Catalogue:
             store: the MLflow store that the catalogue belongs to, where `uri` does not say which one it is.
             hide_texts: True hides the texts, as `hide_texts` does; None asks `INTERPRETO_HIDE_TEXTS`. A catalogue that
                 hides its texts already goes on to do so.
+            create: False for who reads what is to be there: a log that is gone must not look like an empty one.
 
         Raises:
             InputError: False for a catalogue that hides its texts, or a variable that says neither yes nor no.
-            CatalogueError: an address of another kind, a database that does not answer, a newer catalogue.
+            CatalogueError: an address of another kind, a database that does not answer, a newer catalogue, or none
+                where none is to be made.
             MissingDependencyError: PostgreSQL's driver is not installed.
         """
         asked = _hide_by_environment() if hide_texts is None else hide_texts
-        catalogue = cls(Database(catalogue_url(uri, store)))
+        catalogue = cls(Database(catalogue_url(uri, store), create=create))
         try:
-            migrate(catalogue.database)
+            migrate(catalogue.database, create=create)
             if asked:
                 catalogue.hide_texts()
             elif hide_texts is False and catalogue.hides_texts:
@@ -187,6 +194,7 @@ class Catalogue:
             known: hashes by the entries' numbers, as kept outside of the catalogue; the verdict's `head` is one.
 
         Raises:
+            InputError: what is no entry's number.
             CatalogueError: the database fails.
         """
         return log.verify(self.database, known)

@@ -168,6 +168,9 @@ def entries(database: Database, *, last: int | None = None) -> list[LogEntry]:
 
 def verify(database: Database, known: Mapping[int, str] | None = None) -> LogVerdict:
     """Look through the whole log; see `Catalogue.verify_log`."""
+    for number in known or ():
+        if number < 1:
+            raise InputError(f"the entries of the log are numbered from 1, so none is kept of {number!r}")
     with database.reading() as connection:
         return _verify(connection, dict(known or {}))
 
