@@ -65,7 +65,7 @@ def test_ten_processes_make_one_catalogue(uri: str) -> None:
 
 
 def test_nothing_is_made_where_a_catalogue_is_to_be_there(uri: str) -> None:
-    with pytest.raises(CatalogueError, match="there is no catalogue at '.*catalogue rebuild"):
+    with pytest.raises(CatalogueError, match=r"there is no catalogue at '.*catalogue rebuild"):
         Catalogue.connect(uri, create=False)
     if uri.startswith("sqlite"):
         assert not Path(uri.removeprefix("sqlite:///")).parent.exists()

@@ -154,21 +154,28 @@ class Catalogue:
         facts: Mapping[str, Any] | None = None,
         actor: str | None = None,
     ) -> LogEntry:
-        """Let an alias of a registered model name another version, and log it; without the entry it does not move.
+        """Let an alias of a registered model name another version, and log it: both, or neither.
 
-        A process that is killed between the two leaves a move without an entry.
+        What is given is checked first. Then, in one transaction for which others who move an alias by this catalogue
+        wait, the alias is read, the entry written, the alias moved and the transaction committed, so that the last
+        entry says what the alias names. Where moving it fails there is no entry. Where the commit fails the alias is
+        moved back, unless it names something else by then; a process that is killed between moving and committing
+        leaves a move without an entry, and so does who moves an alias past the catalogue.
 
         Arguments:
             store: where the model is registered.
             name, alias, version: what is to name what.
-            action: `promote` where an audit was passed.
+            action: `move_alias`, or `promote` where an audit was passed.
             facts: what the entry says beside the version, such as the run of the audit.
             actor: who; by default the user that the operating system runs this process as.
 
         Raises:
-            TrackingError: there is no such version, or the store fails.
-            InputError: facts that are no JSON; the alias is where it was then.
-            CatalogueError: the database fails; the alias is where it was then.
+            UnknownNameError: another action; nothing has moved then.
+            InputError: facts that are no JSON; nothing has moved then.
+            TrackingError: there is no such version, or the store fails; the message says where the alias may have moved
+                nevertheless.
+            CatalogueError: the database fails, and the alias is where it was; or the catalogue is in the SQLite file of
+                the registry, which has one writer at a time.
         """
         return registry_moves.move_alias(
             self.database, store, name, alias, version, action=action, facts=facts, actor=actor

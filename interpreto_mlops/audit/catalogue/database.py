@@ -68,8 +68,13 @@ class Database:
         """
         with self._guarded("be written"), self.engine.connect() as connection:
             connection = connection.execution_options(**{_WRITES: True})
-            with connection.begin():
-                yield connection
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException:
+                # After a commit that failed the driver's transaction may be open, and hold everybody up.
+                connection.invalidate()
+                raise
 
     def close(self) -> None:
         """Close all connections."""
