@@ -97,8 +97,7 @@ def rebuild(database: Database, store: Store) -> Rebuilt:
     _each(_runs(store, experiments), lambda run: str(run.info.run_id), write_run, found.skipped)
     _each(_dictionaries(store, experiments), lambda model: str(model.model_id), write_dictionary, found.skipped)
     _each(_versions(store), lambda version: f"{version.name}/{version.version}", write_version, found.skipped)
-    found.removed = _remove_others(database, store, seen)
-    found.runs, found.dictionaries, found.versions = (len(each) for each in seen.values())
+    _remove_others(database, store, seen, found)
     return found
 
 
@@ -244,22 +243,25 @@ def _version_row(store: Store, version: ModelVersion) -> writing.Row:
     return _clean(row)
 
 
-def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]]) -> int:
-    """Remove what the catalogue has of the store and the store no longer has; return how much."""
+def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]], found: Rebuilt) -> None:
+    """Remove what the catalogue has of the store and the store no longer has, and count both."""
+    here = store.shown
     with database.writing() as connection:
-        here = store.shown
-        runs = set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))) - seen["runs"]
-        models = select(DictionaryRow.model_id).where(DictionaryRow.store == here)
-        dictionaries = set(connection.scalars(models)) - seen["dictionaries"]
-        named = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
-        versions = {(name, version) for name, version in named} - seen["versions"]
-        for run_id in runs:
+        versions = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
+        held: dict[str, set[Any]] = {
+            "runs": set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))),
+            "dictionaries": set(connection.scalars(select(DictionaryRow.model_id).where(DictionaryRow.store == here))),
+            "versions": {(name, version) for name, version in versions},
+        }
+        gone = {name: held[name] - seen[name] for name in held}
+        for run_id in gone["runs"]:
             writing.delete_run(connection, run_id)
-        for model_id in dictionaries:
+        for model_id in gone["dictionaries"]:
             connection.execute(delete(DictionaryRow).where(DictionaryRow.model_id == model_id))
-        for name, version in versions:
+        for name, version in gone["versions"]:
             connection.execute(delete(VersionRow).where(VersionRow.name == name, VersionRow.version == version))
-    return len(runs) + len(dictionaries) + len(versions)
+    found.runs, found.dictionaries, found.versions = (len(held[name] - gone[name]) for name in held)
+    found.removed = sum(map(len, gone.values()))
 
 
 def _clean(row: writing.Row) -> writing.Row:
