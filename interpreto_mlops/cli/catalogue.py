@@ -36,9 +36,7 @@ def rebuild(tracking_uri: str | None, catalogue_uri: str | None, hide_texts: boo
     with said_plainly():
         console_of(quiet=False)
         store = open_store(tracking_uri)
-        from interpreto_mlops.audit.catalogue import Catalogue
-
-        with Catalogue.connect(catalogue_uri, store=store, hide_texts=hide_texts or None) as book:
+        with _catalogue(catalogue_uri, store, hide_texts=hide_texts or None) as book:
             found = book.rebuild(store)
             for what, why in found.skipped.items():
                 click.echo(f"skipped {what}: {why}")
@@ -154,11 +152,15 @@ def _list_questions() -> None:
         click.echo(f"{name} {needs}\n  {about}")
 
 
-def _there(uri: str | None, tracking_uri: str | None) -> Catalogue:
-    """Open a catalogue that is there: one that is gone must not look like an empty one."""
+def _catalogue(uri: str | None, store: Store | None, hide_texts: bool | None = None, create: bool = True) -> Catalogue:
     from interpreto_mlops.audit.catalogue import Catalogue
 
-    return Catalogue.connect(uri, store=_store_if_there(tracking_uri), create=False)
+    return Catalogue.connect(uri, store=store, hide_texts=hide_texts, create=create)
+
+
+def _there(uri: str | None, tracking_uri: str | None) -> Catalogue:
+    """Open a catalogue that is there: one that is gone must not look like an empty one."""
+    return _catalogue(uri, _store_if_there(tracking_uri), create=False)
 
 
 def _store_if_there(tracking_uri: str | None) -> Store | None:

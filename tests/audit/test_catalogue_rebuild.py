@@ -52,6 +52,7 @@ def test_everything_is_derived_from_mlflow(full: Catalogue, evidence: Evidence) 
         assert row["ended_at"] > row["started_at"] > "2020"
         samples = [each for each in rows(full, SampleRow) if each["run"] == row["id"]]
         assert [each["text"] for each in samples] == list(evidence.data.texts)
+        assert {each["method"] for each in samples} == {explanations.method}
         assert [each["sha256"] for each in samples] == [sha256_of(each) for each in evidence.data.texts]
         scores = {each["name"]: each["value"] for each in rows(full, ScoreRow) if each["run"] == row["id"]}
         assert scores == {

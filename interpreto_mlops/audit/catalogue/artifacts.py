@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME
 from requests.exceptions import RequestException
 
-from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.concepts.base import CARD_FILE
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context
 from interpreto_mlops.errors import DataError
@@ -72,31 +72,17 @@ _TEXT_FACTS = ("method", "layer", "base_model", "base_model_id", "base_model_sha
 _NUMBER_FACTS = ("n_concepts", "width")
 
 
-def read_attributions(store: Store, run_id: str) -> AttributionSet | None:
-    """Return the attributions among a run's artifacts, or None where there are none.
+def checked(explanations: Iterable[Attribution], run_id: str) -> list[Attribution]:
+    """Return explanations of a run's artifacts if they are as this package writes them, and a database takes them.
 
     Raises:
-        DataError: they cannot be read.
-        TrackingError: the store fails.
+        DataError: they are not.
     """
-    with store.guarded(f"list the artifacts of the run {run_id!r}"):
-        paths = [each.path for each in store.client.list_artifacts(run_id, schema.ATTRIBUTIONS)]
-    # Pictures and pages stay where they are.
-    wanted = [path for path in paths if PurePosixPath(path).stem == schema.ATTRIBUTIONS and not path.endswith(".html")]
-    if not wanted:
-        return None
-    with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
-        together = Path(scratch) / "together"
-        together.mkdir()
-        with store.guarded(f"fetch the attributions of the run {run_id!r}"):
-            for path in wanted:
-                local = Path(store.client.download_artifacts(run_id, path, scratch))
-                local.replace(together / local.name)
-        with _readable(f"the attributions of the run {run_id!r}"):
-            explanations = AttributionSet.load(together)
-            for item in explanations:
-                _check(item)
-            return explanations
+    found = list(explanations)
+    with _readable(f"the attributions of the run {run_id!r}"):
+        for item in found:
+            _check(item)
+    return found
 
 
 def read_dictionary(store: Store, model: LoggedModel) -> ReadDictionary:
@@ -164,7 +150,6 @@ def _by_number(concepts: Iterable[Concept]) -> dict[int, Concept]:
 
 
 def _check(item: Attribution) -> None:
-    """Refuse explanations that are not as this package writes them, and that no database would take."""
     for name, value in (("text", item.text), ("method", item.method), *(("element", each) for each in item.elements)):
         _text(value, name)
     for target in item.targets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ from interpreto_mlops.errors import InputError
 from interpreto_mlops.tracking.store import Store
 
 if TYPE_CHECKING:
-    from interpreto_mlops.attributions.results import AttributionSet
+    from interpreto_mlops.attributions.results import Attribution
 
 HIDE_VARIABLE = "INTERPRETO_HIDE_TEXTS"
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -206,13 +206,14 @@ class Catalogue:
         """
         return log.verify(self.database, known)
 
-    def record_run(self, store: Store, run_id: str, *, explanations: AttributionSet | None = None) -> None:
+    def record_run(self, store: Store, run_id: str, *, explanations: Iterable[Attribution] | None = None) -> None:
         """Take over what a run holds, in the place of what was taken over before.
 
         Arguments:
             store: where the run is.
             run_id: of a run that explains a model, audits it or reports on it.
-            explanations: the run's attributions where they are at hand; by default they are read from its artifacts.
+            explanations: all of the run's attributions, by all of its methods, where they are at hand; by default they
+                are read from its artifacts.
 
         Raises:
             InputError: a run of another kind.

@@ -140,7 +140,7 @@ def texts_with_word(
                 AttributionRow.target,
                 AttributionRow.rank,
                 AttributionRow.score,
-                RunRow.method,
+                SampleRow.method,
                 RunRow.dataset,
                 RunRow.run_id,
             )
@@ -155,6 +155,8 @@ def texts_with_word(
             .order_by(AttributionRow.score.desc(), AttributionRow.run, AttributionRow.place)
             .limit(limit or _EVERYTHING)
         )
+        if method is not None:
+            statement = statement.where(SampleRow.method == method)
         if target is not None:
             statement = statement.where(AttributionRow.target.in_((plain_name(target), hidden_name(target))))
         return _frame(connection, statement)
@@ -279,10 +281,12 @@ def _moment(text: str) -> datetime:
 
 
 def _runs_with_attributions(connection: Connection, version: str, method: str | None) -> list[int]:
-    statement = select(RunRow.id).where(RunRow.id.in_(_run_keys(connection, version)))
-    statement = statement.where(RunRow.kind.contains("attributions"), RunRow.status.not_in(_NO_EVIDENCE))
+    explained = select(SampleRow.place).where(SampleRow.run == RunRow.id)
     if method is not None:
-        statement = statement.where(RunRow.method == method)
+        explained = explained.where(SampleRow.method == method)
+    statement = select(RunRow.id).where(
+        RunRow.id.in_(_run_keys(connection, version)), RunRow.status.not_in(_NO_EVIDENCE), explained.exists()
+    )
     found = [int(key) for key in connection.scalars(statement)]
     if not found:
         by = "" if method is None else f" by {method!r}"

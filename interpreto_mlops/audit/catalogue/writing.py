@@ -128,6 +128,7 @@ def _sample(key: int, place: int, item: Attribution, keep: bool) -> Row:
         "text_index": item.index,
         "sha256": sha256_of(item.text),
         "text": storable(item.text) if keep else None,
+        "method": storable(item.method),
     }
 
 
