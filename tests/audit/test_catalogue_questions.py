@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from sqlalchemy import Connection, event, insert, text
 
+from interpreto_mlops.attributions.results import Attribution, Target
 from interpreto_mlops.audit.catalogue import QUESTIONS, Catalogue, parameters
 from interpreto_mlops.audit.catalogue.log import append_to
 from interpreto_mlops.audit.catalogue.tables import (
@@ -24,7 +25,7 @@ from interpreto_mlops.audit.catalogue.tables import (
     SampleRow,
     VersionRow,
 )
-from interpreto_mlops.audit.catalogue.writing import bulk_insert
+from interpreto_mlops.audit.catalogue.writing import bulk_insert, replace_run
 from interpreto_mlops.errors import InputError, UnknownNameError
 from tests.audit.evidence import Evidence
 from tests.postgres import fresh_database
@@ -45,6 +46,7 @@ def brute_force(evidence: Evidence, word: str, k: int, target: str | None, metho
                         and method in (None, item.method)
                     ):
                         found.add((run_id, item.index, item.text, each.name, rank, float(item.scores[index, place])))
+                        break  # however often it stands in the text
     return found
 
 
@@ -108,6 +110,30 @@ def test_the_limit_keeps_the_largest_scores(full: Catalogue) -> None:
     every = full.ask("texts_with_word", **asked, limit="0")
     assert len(every) > 1
     pd.testing.assert_frame_equal(full.ask("texts_with_word", **asked, limit=1), every[:1])
+
+
+def test_a_text_that_repeats_a_word_is_one_text(catalogue: Catalogue) -> None:
+    # The second target was written twice: another place of the same continuation.
+    targets = (Target(0, "again", ids=(5,)), Target(1, "again", ids=(5,)), Target(2, "bad"))
+    scores = np.array([[0.1, 0.3, 0.2, 0.0], [0.9, 0.4, 0.5, 0.95], [-0.1, -0.3, 0.0, 0.2]])
+    words, spans = ("food", "Food", "food", "was"), np.array([[0, 4], [5, 9], [10, 14], [15, 18]])
+    output = np.zeros(3)
+    items = [
+        Attribution(" ".join(words), index, words, spans, scores / (index + 1), targets, output, output, None, "lime")
+        for index in range(2)
+    ]
+    run = {"run_id": "r", "store": "s", "experiment_id": "1", "kind": "attributions", "status": "FINISHED"}
+    with catalogue.database.writing() as connection:
+        replace_run(connection, {**run, "model_uri": "models:/reviews/1"}, {}, items)
+    asked = {"word": "food", "version": "models:/reviews/1", "k": 20}
+    columns = ["text_index", "target", "rank", "score"]
+    # Rank 1 for the first place of "again", rank 2 for the second.
+    best = [[0, "again", 1, 0.3], [1, "again", 1, 0.15]]
+    assert catalogue.ask("texts_with_word", **asked)[columns].values.tolist() == best
+    assert catalogue.ask("texts_with_word", **asked, limit=1)[columns].values.tolist() == best[:1]
+    assert catalogue.ask("texts_with_word", **asked, limit=2)[columns].values.tolist() == best
+    of_both = catalogue.ask("texts_with_word", **{**asked, "word": "was"})
+    assert of_both[["text_index", "target"]].values.tolist() == [[0, "again"], [1, "again"], [0, "bad"], [1, "bad"]]
 
 
 def test_labels_that_changed_are_found(full: Catalogue, evidence: Evidence) -> None:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, Executable, select, union
+from sqlalchemy import Connection, Executable, Select, func, select, union
 
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry
@@ -120,8 +120,8 @@ def texts_with_word(
         limit: the most texts, those with the largest scores first; 0 for all.
 
     Returns:
-        One row for each text, target and run: text_index, text (None where the catalogue hides it), text_sha256,
-        target, rank, score, method, dataset, run_id.
+        One row for each text, target, method and run, by the word's best place in that text: text_index, text (None
+        where the catalogue hides it), text_sha256, target, rank, score, method, dataset, run_id.
 
     Raises:
         InputError: the catalogue has no attributions of that version, which is another thing than no such text.
@@ -132,33 +132,27 @@ def texts_with_word(
         raise InputError(f"limit must not be negative, not {limit!r}")
     with database.reading() as connection:
         runs = _runs_with_attributions(connection, version, method)
+        found = _places_of_word(runs, word, target, k).subquery()
         statement = (
             select(
                 SampleRow.text_index,
                 SampleRow.text,
                 SampleRow.sha256.label("text_sha256"),
-                AttributionRow.target,
-                AttributionRow.rank,
-                AttributionRow.score,
+                found.c.target,
+                found.c.rank,
+                found.c.score,
                 SampleRow.method,
                 RunRow.dataset,
                 RunRow.run_id,
             )
-            .join(RunRow, RunRow.id == AttributionRow.run)
-            .join(SampleRow, (SampleRow.run == AttributionRow.run) & (SampleRow.place == AttributionRow.place))
-            .where(
-                AttributionRow.run.in_(runs),
-                AttributionRow.word.in_((plain_word(word), hidden_word(word))),
-                AttributionRow.rank <= k,
-                AttributionRow.score > 0,
-            )
-            .order_by(AttributionRow.score.desc(), AttributionRow.run, AttributionRow.place)
+            .join(RunRow, RunRow.id == found.c.run)
+            .join(SampleRow, (SampleRow.run == found.c.run) & (SampleRow.place == found.c.place))
+            .where(found.c.occurrence == 1)
+            .order_by(found.c.score.desc(), found.c.run, found.c.place, found.c.target)
             .limit(limit or _EVERYTHING)
         )
         if method is not None:
             statement = statement.where(SampleRow.method == method)
-        if target is not None:
-            statement = statement.where(AttributionRow.target.in_((plain_name(target), hidden_name(target))))
         return _frame(connection, statement)
 
 
@@ -292,6 +286,23 @@ def _runs_with_attributions(connection: Connection, version: str, method: str | 
         by = "" if method is None else f" by {method!r}"
         raise InputError(f"the catalogue has no attributions{by} of {version!r}; {_REMEDY}")
     return found
+
+
+def _places_of_word(runs: list[int], word: str, target: str | None, k: int) -> Select[Any]:
+    """Select where a word is among the k that speak most for a target, numbered by rank in each text and target.
+
+    A word may stand in a text several times, and a language model may have written a target several times.
+    """
+    row = AttributionRow
+    occurrence = func.row_number().over(
+        partition_by=(row.run, row.place, row.target), order_by=(row.rank, row.score.desc())
+    )
+    statement: Select[Any] = select(
+        row.run, row.place, row.target, row.rank, row.score, occurrence.label("occurrence")
+    ).where(row.run.in_(runs), row.word.in_((plain_word(word), hidden_word(word))), row.rank <= k, row.score > 0)
+    if target is not None:
+        statement = statement.where(row.target.in_((plain_name(target), hidden_name(target))))
+    return statement
 
 
 def _evidence(connection: Connection, version: str) -> list[tuple[str, str]]:
