@@ -27,8 +27,9 @@ _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 class Catalogue:
     """A database beside MLflow that answers what MLflow cannot: on single texts, words and concepts, and who did what.
 
-    All but the log can be derived again from MLflow (`rebuild`). One catalogue belongs to one MLflow store: two stores
-    have models of the same name. `with Catalogue.connect() as catalogue:` closes it at the end.
+    All but the log can be derived again from MLflow (`rebuild`). One catalogue belongs to one MLflow store, since two
+    stores have models of the same name: that whose evidence comes first, or whose alias is moved first; evidence and
+    moves of another store are refused. `with Catalogue.connect() as catalogue:` closes it at the end.
 
     Arguments:
         database: with the tables of this package; `connect` makes them.
@@ -139,7 +140,7 @@ class Catalogue:
 
         Raises:
             TrackingError: there is no such version, or the store fails.
-            CatalogueError: the database fails.
+            CatalogueError: the database fails, or the catalogue belongs to another store.
         """
         return registry_moves.note_registration(self.database, store, name, version, actor)
 
@@ -174,8 +175,8 @@ class Catalogue:
             InputError: facts that are no JSON; nothing has moved then.
             TrackingError: there is no such version, or the store fails; the message says where the alias may have moved
                 nevertheless.
-            CatalogueError: the database fails, and the alias is where it was; or the catalogue is in the SQLite file of
-                the registry, which has one writer at a time.
+            CatalogueError: the database fails, or the catalogue belongs to another store, or is in the registry's own
+                SQLite file, which has one writer at a time; the alias is where it was then.
         """
         return registry_moves.move_alias(
             self.database, store, name, alias, version, action=action, facts=facts, actor=actor
@@ -219,7 +220,7 @@ class Catalogue:
             InputError: a run of another kind.
             DataError: artifacts that cannot be read.
             TrackingError: the store fails.
-            CatalogueError: the database fails; nothing was changed then.
+            CatalogueError: the database fails, or the catalogue belongs to another store; nothing was changed then.
         """
         rebuilding.record_run(self.database, store, run_id, explanations)
 
@@ -228,7 +229,7 @@ class Catalogue:
 
         Raises:
             TrackingError: there is no such version, or the store fails.
-            CatalogueError: the database fails; nothing was changed then.
+            CatalogueError: the database fails, or the catalogue belongs to another store; nothing was changed then.
         """
         rebuilding.record_version(self.database, store, name, version)
 
@@ -239,7 +240,7 @@ class Catalogue:
 
         Raises:
             TrackingError: the store fails; what was read before is kept.
-            CatalogueError: the database fails.
+            CatalogueError: the database fails, or the catalogue belongs to another store.
         """
         return rebuilding.rebuild(self.database, store)
 

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 from sqlalchemy import Connection, Executable, Select, func, select, union
@@ -30,6 +30,7 @@ from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.registry import Registry
 
 Question = Callable[..., pd.DataFrame]
+_Places: TypeAlias = "Select[int, int, str, int, float]"
 QUESTIONS: Registry[Question] = Registry("question")
 
 _VERSION = re.compile(r"^(?:models:/)?(?P<name>[^/:@]+)/(?P<version>\d+)$")
@@ -120,8 +121,9 @@ def texts_with_word(
         limit: the most texts, those with the largest scores first; 0 for all.
 
     Returns:
-        One row for each text, target, method and run, by the word's best place in that text: text_index, text (None
-        where the catalogue hides it), text_sha256, target, rank, score, method, dataset, run_id.
+        One row for each text, target, method and run: text_index, text (None where the catalogue hides it),
+        text_sha256, target, rank and score (the best where the word stands there several times), method, dataset,
+        run_id.
 
     Raises:
         InputError: the catalogue has no attributions of that version, which is another thing than no such text.
@@ -132,7 +134,7 @@ def texts_with_word(
         raise InputError(f"limit must not be negative, not {limit!r}")
     with database.reading() as connection:
         runs = _runs_with_attributions(connection, version, method)
-        found = _places_of_word(runs, word, target, k).subquery()
+        found = _places_of_word(runs, word, target, k, method).limit(limit or _EVERYTHING).subquery()
         statement = (
             select(
                 SampleRow.text_index,
@@ -147,12 +149,8 @@ def texts_with_word(
             )
             .join(RunRow, RunRow.id == found.c.run)
             .join(SampleRow, (SampleRow.run == found.c.run) & (SampleRow.place == found.c.place))
-            .where(found.c.occurrence == 1)
             .order_by(found.c.score.desc(), found.c.run, found.c.place, found.c.target)
-            .limit(limit or _EVERYTHING)
         )
-        if method is not None:
-            statement = statement.where(SampleRow.method == method)
         return _frame(connection, statement)
 
 
@@ -288,21 +286,23 @@ def _runs_with_attributions(connection: Connection, version: str, method: str | 
     return found
 
 
-def _places_of_word(runs: list[int], word: str, target: str | None, k: int) -> Select[Any]:
-    """Select where a word is among the k that speak most for a target, numbered by rank in each text and target.
+def _places_of_word(runs: list[int], word: str, target: str | None, k: int, method: str | None) -> _Places:
+    """Select the texts and targets for which a word is among the k that speak most, those with the best scores first.
 
-    A word may stand in a text several times, and a language model may have written a target several times.
+    The word may stand in a text several times, and a language model may have written a target several times.
     """
     row = AttributionRow
-    occurrence = func.row_number().over(
-        partition_by=(row.run, row.place, row.target), order_by=(row.rank, row.score.desc())
+    rank, score = func.min(row.rank), func.max(row.score)
+    statement = select(row.run, row.place, row.target, rank.label("rank"), score.label("score")).where(
+        row.run.in_(runs), row.word.in_((plain_word(word), hidden_word(word))), row.rank <= k, row.score > 0
     )
-    statement: Select[Any] = select(
-        row.run, row.place, row.target, row.rank, row.score, occurrence.label("occurrence")
-    ).where(row.run.in_(runs), row.word.in_((plain_word(word), hidden_word(word))), row.rank <= k, row.score > 0)
     if target is not None:
         statement = statement.where(row.target.in_((plain_name(target), hidden_name(target))))
-    return statement
+    if method is not None:
+        same = (SampleRow.run == row.run) & (SampleRow.place == row.place)
+        statement = statement.join(SampleRow, same).where(SampleRow.method == method)
+    place = (row.run, row.place, row.target)
+    return statement.group_by(*place).order_by(score.desc(), *place)
 
 
 def _evidence(connection: Connection, version: str) -> list[tuple[str, str]]:

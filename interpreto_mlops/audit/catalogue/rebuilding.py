@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, select
 
 from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.audit.catalogue import artifacts, writing
+from interpreto_mlops.audit.catalogue.addresses import store_address
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.tables import DictionaryRow, RunRow, VersionRow
 from interpreto_mlops.audit.catalogue.texts import storable
@@ -75,6 +76,8 @@ def record_version(database: Database, store: Store, name: str, version: str | i
 
 def rebuild(database: Database, store: Store) -> Rebuilt:
     """Derive everything but the log from a store; see `Catalogue.rebuild`."""
+    with database.reading() as connection:
+        writing.check_store(connection, store_address(store))
     found = Rebuilt()
     seen: dict[str, set[Any]] = {"runs": set(), "dictionaries": set(), "versions": set()}
     experiments = [str(each.experiment_id) for each in _pages(store, store.client.search_experiments)]
@@ -179,7 +182,7 @@ def _run_row(store: Store, run: Run) -> writing.Row:
     dataset = given[0].dataset if given else None
     row = {
         "run_id": run.info.run_id,
-        "store": store.shown,
+        "store": store_address(store),
         "experiment_id": str(run.info.experiment_id),
         "name": run.info.run_name,
         "kind": ",".join(kinds_of(run)),
@@ -211,7 +214,7 @@ def _write_dictionary(
     facts, tags = dictionary.facts, model.tags or {}
     row = {
         "model_id": model.model_id,
-        "store": store.shown,
+        "store": store_address(store),
         "run_id": model.source_run_id or None,
         "name": model.name,
         "method": facts.get("method"),
@@ -235,7 +238,7 @@ def _version_row(store: Store, version: ModelVersion) -> writing.Row:
     row = {
         "name": version.name,
         "version": int(version.version),
-        "store": store.shown,
+        "store": store_address(store),
         "model_id": model_id_of(store, version),
         "run_id": version.run_id or None,
         "source": version.source or None,
@@ -247,7 +250,7 @@ def _version_row(store: Store, version: ModelVersion) -> writing.Row:
 
 def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]], found: Rebuilt) -> None:
     """Remove what the catalogue has of the store and the store no longer has, and count both."""
-    here = store.shown
+    here = store_address(store)
     with database.writing() as connection:
         versions = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
         held: dict[str, set[Any]] = {

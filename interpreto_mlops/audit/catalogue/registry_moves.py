@@ -8,7 +8,8 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from interpreto_mlops.audit.catalogue import log, rebuilding
+from interpreto_mlops.audit.catalogue import log, rebuilding, writing
+from interpreto_mlops.audit.catalogue.addresses import store_address
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry
 from interpreto_mlops.errors import CatalogueError, TrackingError, UnknownNameError
@@ -55,6 +56,7 @@ def move_alias(
     # All that can be wrong with an entry is found before anything moves.
     log.prepared(action, subject, after=after, actor=actor, store=store.shown)
     with database.writing() as connection:
+        writing.claim(connection, store_address(store))
         # Who moves an alias waits here for the others, so that what it was before is what they made of it.
         log.hold(connection)
         found = _version_of(store, name, alias)
