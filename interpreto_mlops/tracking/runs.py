@@ -84,14 +84,13 @@ class RunLog:
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; what the user's own run holds with another value goes under its kind (`concepts.method`)."""
         texts = {name: redact(schema.param_text(value)) for name, value in values.items()}
-        named = {self._param(name, text): text for name, text in texts.items()}
+        named = {f"{self.shared_as}.{name}" if self._taken(name, text) else name: text for name, text in texts.items()}
         with self.store.guarded("log parameters"):
             self._client.log_batch(self.run_id, params=[Param(name, text) for name, text in named.items()])
         self.logged_params |= texts
 
-    def _param(self, name: str, text: str) -> str:
-        taken = self.found_params.get(name, text) != text
-        return name if self.shared_as is None or not taken else schema.param_of_kind(self.shared_as, name)
+    def _taken(self, name: str, text: str) -> bool:
+        return not self.own and self.found_params.get(name, text) != text
 
     def metrics(
         self,
