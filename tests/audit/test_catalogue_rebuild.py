@@ -206,6 +206,7 @@ DAMAGED = {
     "a huge place": ("dictionary.json", _set(*DESCRIPTION, "contexts", 0, "text_index", value=2**70), "text_index"),
     "a number as word": ("dictionary.json", _set(*DESCRIPTION, "contexts", 0, "word", value=7), "word must be text"),
     "not a number": ("dictionary.json", _set(*DESCRIPTION, "max_activation", value=float("nan")), "max_activation"),
+    "no float": ("dictionary.json", _set(*DESCRIPTION, "max_activation", value=10**400), "OverflowError"),
     "no list": ("dictionary.json", _set("descriptions", value=5), "TypeError"),
     "a list as width": ("MLmodel", _set(*FLAVOR, "width", value=[4]), "width must be a whole number"),
     "a list as n_concepts": ("MLmodel", _set(*FLAVOR, "n_concepts", value=[4]), "n_concepts must be a whole number"),

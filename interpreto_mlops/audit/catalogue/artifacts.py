@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from reprlib import repr as short
 from typing import Any
 
 import mlflow.artifacts
@@ -29,6 +30,20 @@ from interpreto_mlops.tracking.dictionary_flavor import FLAVOR_NAME
 from interpreto_mlops.tracking.store import Store
 
 FROM_WORDS = "words"
+
+_TEXT_FACTS = ("method", "layer", "base_model", "base_model_id", "base_model_sha256", "data_digest")
+_NUMBER_FACTS = ("n_concepts", "width")
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    yaml.YAMLError,
+)
 
 # What the columns of the two kinds of whole numbers hold.
 _INTEGER, _BIG = 2**31 - 1, 2**63 - 1
@@ -66,10 +81,6 @@ class ReadDictionary:
 
     facts: Mapping[str, Any]
     concepts: tuple[Concept, ...]
-
-
-_TEXT_FACTS = ("method", "layer", "base_model", "base_model_id", "base_model_sha256", "data_digest")
-_NUMBER_FACTS = ("n_concepts", "width")
 
 
 def checked(explanations: Iterable[Attribution], run_id: str) -> list[Attribution]:
@@ -161,19 +172,19 @@ def _check(item: Attribution) -> None:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{name} must be text, not {value!r}")
+        raise DataError(f"{name} must be text, not {short(value)}")
     return value
 
 
 def _whole(value: object, name: str, most: int = _INTEGER) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise DataError(f"{name} must be a whole number from 0 to {most}, not {value!r}")
+        raise DataError(f"{name} must be a whole number from 0 to {most}, not {short(value)}")
     return value
 
 
 def _finite(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{name} must be a finite number, not {value!r}")
+        raise DataError(f"{name} must be a finite number, not {short(value)}")
     return float(value)
 
 
@@ -219,5 +230,5 @@ def _readable(what: str) -> Iterator[None]:
         yield
     except DataError as error:
         raise DataError(f"cannot read {what}: {error}") from error
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read {what}: {type(error).__name__}: {first_line(error)}") from error

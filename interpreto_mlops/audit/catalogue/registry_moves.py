@@ -47,8 +47,8 @@ def move_alias(
     actor: str | None = None,
 ) -> LogEntry:
     """Move an alias and log it; see `Catalogue.move_alias`."""
-    if Action.parse(action) not in MOVES:
-        raise UnknownNameError("action on an alias", str(action), [each.value for each in MOVES])
+    if (given := Action.parse(action)) not in MOVES:
+        raise UnknownNameError("action on an alias", given.value, [each.value for each in MOVES])
     _check_apart(database, store)
     with store.guarded(f"read the version {str(version)!r} of {name!r}"):
         number = str(store.client.get_model_version(name, str(version)).version)
