@@ -156,9 +156,7 @@ class Evidence:
         for each in self._read[1]:
             if (each.label, each.explanations.method) == (piece.label, piece.method):
                 return each
-        raise DataError(
-            f"the attributions by {piece.label!r} of the run {piece.run_id!r} are gone since they were read"
-        )
+        raise DataError(f"the attributions by {piece.label!r} of the run {piece.run_id!r} are gone meanwhile")
 
 
 def gather(store: Store, model: ResolvedModel, tags: Mapping[str, str], now: datetime | None = None) -> Evidence:

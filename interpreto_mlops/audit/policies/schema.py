@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from interpreto_mlops.attributions.comparison import FEWEST
-from interpreto_mlops.text.granularity import word_spans
+from interpreto_mlops.audit.policies.terms import term_of
 from interpreto_mlops.tracking import schema
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -133,7 +133,7 @@ class ChampionRule(_OfMetric):
 
 def _known_words(terms: list[str]) -> list[str]:
     for term in terms:
-        if not len(word_spans(term)) or not any(letter.isalnum() for letter in term):
+        if not term_of(term):
             raise ValueError(f"{term!r} holds no word, so that nothing could match it")
     return terms
 
