@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from interpreto_mlops.attributions import AttributionSet
+from interpreto_mlops.audit.catalogue.texts import hidden, hidden_word
 from interpreto_mlops.audit.policies import judge, parse_policy
 from interpreto_mlops.audit.policies.evidence import gather
 from interpreto_mlops.concepts import ConceptImportance, ModelWithSplitPoints, PCAConcepts, top_words
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.granularity import word_spans
 from interpreto_mlops.tracking import register_dictionary, run, write_dictionary
 from interpreto_mlops.tracking.resolving import resolve
-from tests.audit.explained import register
+from tests.audit.explained import attribution, register
 from tests.audit.test_policy_rules import one
 from tests.conftest import TEXTS as REVIEWS
 from tests.visuals.hostile import HOSTILE
@@ -122,6 +127,20 @@ class TestWords:
         version.explain(["the food was fine she said"], elements=[[(0, 3), (4, 8), (9, 12)]])
         assert one(version.evidence(), self.RULE).verdict == "undecided"
 
+    @pytest.mark.parametrize(
+        ("word", "verdict"), [("She", "failed"), ("trans-woman", "failed"), ("soup", "passed"), ("he", "undecided")]
+    )
+    def test_words_of_hidden_texts_are_found_by_their_hashes(self, version, word, verdict):
+        hide(version, "she won the soup", "a trans-woman won", scores={"she": 0.9, "trans": 0.9})
+        assert one(version.evidence(), {"rule": "words", "words": [word], "top": 1}).verdict == verdict
+
+    def test_pieces_of_hidden_texts_say_nothing(self, version):
+        hide(version, "she won", parameters={"granularity": "token"})
+        found = one(version.evidence(), self.RULE)
+        assert found.verdict == "undecided"
+        assert "1 texts of 'occlusion' (run" in found.detail
+        assert "are hidden" in found.detail
+
     def test_without_runs_or_texts_it_is_undecided(self, version):
         assert one(version.evidence(), self.RULE).verdict == "undecided"
         version.explain(["", "  "])
@@ -206,6 +225,15 @@ class TestConcepts:
         assert found.verdict == "undecided"
         assert words in found.detail
 
+    def test_labels_that_are_hidden_say_nothing(self, version, monkeypatch):
+        monkeypatch.setattr(
+            "interpreto_mlops.concepts.interpretation.ConceptDescription.label", property(lambda each: hidden("she"))
+        )
+        learn(version)
+        found = one(version.evidence(), {"rule": "concepts", "concepts": ["zebra"]})
+        assert found.verdict == "undecided"
+        assert "or one that is hidden" in found.detail
+
     def test_labels_that_were_replaced_are_no_evidence(self, version, tmp_path):
         run_id, _ = learn(version)
         (tmp_path / "labels.json").write_text(json.dumps({"columns": ["concept", "label"], "data": [[0, "fine"]]}))
@@ -258,6 +286,25 @@ class TestStability:
     def test_without_a_random_baseline_its_margin_is_undecided(self, version):
         learn(version, metrics={"stability/stability": 0.9})
         assert one(version.evidence(), self.RULE).verdict == "undecided"
+
+
+def hide(version, *texts, scores=None, parameters=None):
+    """Write a run whose texts are hidden: hashes stand for them and for their words, spans are kept."""
+    items = [
+        attribution(
+            text, place, "positive", scores or {}, "occlusion", {"granularity": "word", **(parameters or {})}, spans
+        )
+        for place, text in enumerate(texts)
+        for spans in [word_spans(text)]
+    ]
+    hashed = [
+        replace(item, text=hidden(item.text), elements=tuple(hidden_word(each) for each in item.elements))
+        for item in items
+    ]
+    with run(version.store, kind="attributions", name="hidden") as log:
+        log.tags({"interpreto.model.uri": version.uri})
+        with TemporaryDirectory() as folder:
+            log.folder(AttributionSet(hashed).save(folder), "attributions")
 
 
 def overwrite(store, model_id, tmp_path, name, content):

@@ -15,7 +15,7 @@ import pandas as pd
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import ConceptsRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing
-from interpreto_mlops.audit.policies.terms import occurrences, term_of, words_of
+from interpreto_mlops.audit.policies.terms import is_hash, occurrences, term_of, words_of
 from interpreto_mlops.audit.policies.threshold_rules import about
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
 from interpreto_mlops.errors import DataError
@@ -55,9 +55,11 @@ def _judged(rule: ConceptsRule, store: Store, piece: Piece) -> Outcome:
         have = ", ".join(map(repr, known[:_TOLD])) or "none"
         why = f"{piece.title} says of no concept how much it speaks for {which}; it knows {have}"
         return Outcome(Verdict.UNDECIDED, why, places, facts)
-    unlabelled = sorted(set(_top(rule, importance, asked)) - labels.keys())
+    readable = {concept for concept, label in labels.items() if not is_hash(label)}
+    unlabelled = sorted(set(_top(rule, importance, asked)) - readable)
     if unlabelled:
-        why = f"{piece.title} has no label for concept {unlabelled[0]}, which is among the {rule.top} that speak most"
+        which = f"concept {unlabelled[0]}, which is among the {rule.top} that speak most"
+        why = f"{piece.title} has no label for {which}, or one that is hidden"
         return Outcome(Verdict.UNDECIDED, why, places, facts)
     said = f"none of the {rule.top} concepts of {piece.title} that speak most for a class has such a label"
     return Outcome(Verdict.PASSED, said, places, facts)

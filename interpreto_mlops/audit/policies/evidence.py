@@ -75,6 +75,7 @@ class Piece:
         layer: of a dictionary.
         size: how many concepts.
         scores: of each text, of attributions.
+        part: the folder of these attributions in a run of several methods, else None.
     """
 
     run_id: str
@@ -91,6 +92,7 @@ class Piece:
     layer: str | None = None
     size: int | None = None
     scores: pd.DataFrame | None = field(default=None, repr=False)
+    part: str | None = None
 
     @property
     def title(self) -> str:
@@ -107,8 +109,8 @@ class Piece:
         return (self.kind, self.method, self.label, self.layer, self.size, self.data, *own)
 
     def place(self, path: str = "") -> str:
-        """Return the address of its run, or of a file there."""
-        return f"runs:/{self.run_id}/{path}".rstrip("/")
+        """Return the address of its run, or of a file of its own there."""
+        return f"runs:/{self.run_id}/{schema.artifact_of_part(path, self.part)}".rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,7 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
             run.data.tags[schema.TAG_SHA256],
             frozenset(manifest),
             scores=each.scores,
+            part=part,
         )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 
+from interpreto_mlops.audit.catalogue.texts import hidden_word
 from interpreto_mlops.text.granularity import word_spans
 
 Words = tuple[str, ...]
 Span = tuple[int, int]
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def words_of(text: str) -> list[tuple[str, Span]]:
@@ -24,6 +28,16 @@ def words_of(text: str) -> list[tuple[str, Span]]:
 def term_of(text: str) -> Words:
     """Return a word, or several in a row, as they are looked for."""
     return tuple(word for word, _ in words_of(text))
+
+
+def is_hash(text: str) -> bool:
+    """Return whether a hash stands for a text or label that was not to be kept."""
+    return _HASH.fullmatch(text) is not None
+
+
+def hashed_term(text: str) -> Words:
+    """Return a word, or several in a row, as they stand among the hashes of a hidden text's words."""
+    return tuple(hidden_word(text[start:end]) for start, end in word_spans(text).tolist())
 
 
 def occurrences(words: Sequence[tuple[str, Span]], term: Words) -> Iterator[Span]:

@@ -12,7 +12,7 @@ from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import WordsRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing
-from interpreto_mlops.audit.policies.terms import Span, Words, occurrences, term_of, words_of
+from interpreto_mlops.audit.policies.terms import Span, hashed_term, is_hash, occurrences, term_of, words_of
 from interpreto_mlops.audit.policies.threshold_rules import about
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
 from interpreto_mlops.tracking import schema
@@ -55,12 +55,14 @@ class _Found:
         judged: how many texts have a score for each class.
         tested: in how many of these texts each word stands where it could have had a score.
         with_any: in how many of them one of the words does.
+        unreadable: how many are hidden behind hashes of less than words.
         hits: for each class and each of its texts with one.
     """
 
     judged: Counter[str] = field(default_factory=Counter)
     tested: Counter[str] = field(default_factory=Counter)
     with_any: int = 0
+    unreadable: int = 0
     hits: dict[str, dict[int, list[Hit]]] = field(default_factory=lambda: defaultdict(dict))
 
 
@@ -79,7 +81,7 @@ def judge_words(rule: WordsRule, evidence: Evidence) -> RuleVerdict:
 
 def _judged(rule: WordsRule, evidence: Evidence, piece: Piece) -> Outcome:
     found = _look(rule, evidence, piece)
-    places = tuple(piece.place(path) for path in _paths(piece))
+    places = tuple(piece.place(path) for path in schema.ATTRIBUTIONS_FILES)
     facts = {**about(piece), "texts_of_class": dict(found.judged), "texts_with_word": dict(found.tested)}
     hits = [hit for texts in found.hits.values() for own in texts.values() for hit in own]
     facts |= {"hits": [hit.to_dict() for hit in hits[:_KEPT]], "n_hits": len(hits)}
@@ -87,6 +89,11 @@ def _judged(rule: WordsRule, evidence: Evidence, piece: Piece) -> Outcome:
         share = len(texts) / found.judged[name]
         if share > rule.allowed_share:
             return Outcome(Verdict.FAILED, _said(rule, piece, name, texts, found.judged[name]), places, facts)
+    if found.unreadable:
+        why = (
+            f"{found.unreadable} texts of {piece.title} are hidden, and what was explained of them are not whole words"
+        )
+        return Outcome(Verdict.UNDECIDED, why, places, facts)
     unjudged = [name for name in rule.classes or () if not found.judged[name]]
     if unjudged or not found.judged:
         known = ", ".join(map(repr, sorted(found.judged)[:_TOLD])) or "none"
@@ -97,11 +104,6 @@ def _judged(rule: WordsRule, evidence: Evidence, piece: Piece) -> Outcome:
         why = f"one of the words stands in {found.with_any} of the texts of {piece.title}, and in {rule.occurs_in} must"
         return Outcome(Verdict.UNDECIDED, f"{why} one stand for that to be a test", places, facts)
     return Outcome(Verdict.PASSED, _clean(rule, piece, found), places, facts)
-
-
-def _paths(piece: Piece) -> Sequence[str]:
-    part = None if schema.ATTRIBUTIONS_FILES[0] in piece.files else piece.label
-    return [schema.artifact_of_part(path, part) for path in schema.ATTRIBUTIONS_FILES]
 
 
 def _said(rule: WordsRule, piece: Piece, name: str, texts: Mapping[int, list[Hit]], judged: int) -> str:
@@ -128,14 +130,16 @@ def _clean(rule: WordsRule, piece: Piece, found: _Found) -> str:
 
 
 def _look(rule: WordsRule, evidence: Evidence, piece: Piece) -> _Found:
-    terms = {word: term_of(word) for word in rule.words}
-    found = _Found()
+    found, whole = _Found(), piece.parameters.get("granularity") == "word"
     for place, item in enumerate(evidence.explanations(piece).explanations):
         names = [target.name for target in item.targets]
         rows = [row for row, name in enumerate(names) if name in (rule.classes or names) and item.valid[row].any()]
         if not rows:
             continue
-        spans = dict(_spans(item, terms))
+        if is_hash(item.text) and not whole:
+            found.unreadable += 1
+            continue
+        spans = dict(_spans(item, rule.words))
         found.tested.update(spans.keys())
         found.with_any += bool(spans)
         found.judged.update({names[row] for row in rows})
@@ -146,12 +150,15 @@ def _look(rule: WordsRule, evidence: Evidence, piece: Piece) -> _Found:
     return found
 
 
-def _spans(item: Attribution, terms: Mapping[str, Words]) -> Iterator[tuple[str, list[Span]]]:
+def _spans(item: Attribution, terms: Sequence[str]) -> Iterator[tuple[str, list[Span]]]:
     """Yield the words that stand where an element has a score, and where each does."""
-    words = words_of(item.text)
+    hidden = is_hash(item.text)
+    # Of a hidden text only the hashes of its elements are known.
+    words = list(zip(item.elements, _places(item), strict=True)) if hidden else words_of(item.text)
     valid = np.asarray(item.valid.any(axis=0)).tolist()
-    scored = [tuple(span) for span, one in zip(item.spans.tolist(), valid, strict=True) if one]
-    for word, term in terms.items():
+    scored = [place for place, one in zip(_places(item), valid, strict=True) if one]
+    for word in terms:
+        term = hashed_term(word) if hidden else term_of(word)
         places = [place for place in occurrences(words, term) if any(_overlap(place, span) for span in scored)]
         if places:
             yield word, places
@@ -162,11 +169,15 @@ def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list
         score = float(item.scores[row, element])
         if score <= 0:
             return
-        own = tuple(item.spans[element].tolist())
+        own = (int(item.spans[element, 0]), int(item.spans[element, 1]))
         for word, places in spans.items():
             if any(_overlap(place, own) for place in places):
                 yield Hit(word, item.index, item.targets[row].name, rank, score)
 
 
-def _overlap(one: Span, other: Span | tuple[int, ...]) -> bool:
+def _places(item: Attribution) -> list[Span]:
+    return [(int(start), int(end)) for start, end in item.spans.tolist()]
+
+
+def _overlap(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
