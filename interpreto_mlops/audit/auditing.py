@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timezone
@@ -23,7 +23,7 @@ from interpreto_mlops.errors import CatalogueError, InputError, InterpretoError,
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.resolving import ResolvedModel, resolve
-from interpreto_mlops.tracking.runs import run
+from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.visuals.audit_html import render_audit
 
@@ -80,9 +80,9 @@ def audit(
         tags = _tags(store, subject)
         evidence = gather(store, subject, tags)
         champion = None if rival is None else gather(store, rival, _tags(store, rival))
+        found = [each for each in (evidence, champion) if each is not None]
         report = _judged(given, evidence, champion, promote)
-        run_id = _written(store, given, evidence, report, command)
-        report = replace(report, run_id=run_id)
+        report = replace(report, run_id=_written(store, given, report, found, command))
         _logged(book, store, report, tags, actor)
         report = replace(report, notes=tuple(_tagged(store, subject, report)))
         if promote is None:
@@ -141,35 +141,48 @@ def _judged(policy: Policy, evidence: Evidence, champion: Evidence | None, promo
     )
 
 
-def _written(store: Store, policy: Policy, evidence: Evidence, report: AuditReport, command: str | None) -> str:
-    """Write the run of an audit; return its id."""
-    content = report.to_dict()
-    del content["run_id"], content["promotion"], content["notes"], content["exit_code"]
-    runs = {*report.seals, *(each["run"] for each in report.set_aside)}
+def _written(store: Store, policy: Policy, report: AuditReport, found: Sequence[Evidence], command: str | None) -> str:
+    """Write the run of an audit; return its id.
+
+    Raises:
+        TrackingError: the store fails, or does not let us write.
+    """
     tags = {
         schema.TAG_MODEL_URI: report.pinned,
-        schema.TAG_MODEL_ID: evidence.model.model_id,
+        schema.TAG_MODEL_ID: found[0].model.model_id,
         schema.TAG_AUDIT_STATUS: report.verdict.value,
         schema.TAG_COMMAND: command,
     }
-    params = schema.params(
-        {
-            "subject": report.pinned,
-            "against": report.against,
-            "policy": report.policy,
-            "policy_sha256": report.policy_sha256,
-        }
-    )
-    with run(store, kind="audit", name=f"audit of {report.pinned}", tags=tags, params=params) as log:
-        log.metrics({f"{schema.AUDIT}/{verdict.value}": report.count(verdict) for verdict in Verdict})
-        log.text(schema.POLICY, policy.text)
-        log.dict(schema.AUDIT_JSON, content)
-        links = {run_id: run_url(store, run_id) for run_id in runs}
-        page = render_audit(content, links=links, policy=policy.text, command=command or "")
-        log.text(schema.AUDIT_HTML, page)
-        log.write_environment()
-        log.summary(_summary(report))
+    said = {"subject": report.pinned, "against": report.against, "policy": report.policy}
+    params = schema.params({**said, "policy_sha256": report.policy_sha256})
+    links = {
+        run_id: run_url(store, run_id, experiment) for each in found for run_id, experiment in each.experiments.items()
+    }
+    try:
+        with run(store, kind="audit", name=f"audit of {report.pinned}", tags=tags, params=params) as log:
+            _write(log, policy, report, links, command)
+    except TrackingError as error:
+        if not _is_forbidden(error):
+            raise
+        raise TrackingError(f"{error}; name an experiment of your own for audits by --experiment") from None
     return log.run_id
+
+
+def _write(log: RunLog, policy: Policy, report: AuditReport, links: Mapping[str, str], command: str | None) -> None:
+    content = report.to_dict()
+    # What comes after the run was written is not in it.
+    del content["run_id"], content["promotion"], content["notes"], content["exit_code"]
+    log.metrics({f"{schema.AUDIT}/{verdict.value}": report.count(verdict) for verdict in Verdict})
+    log.text(schema.POLICY, policy.text)
+    log.dict(schema.AUDIT_JSON, content)
+    log.text(schema.AUDIT_HTML, render_audit(content, links=links, policy=policy.text, command=command or ""))
+    log.write_environment()
+    log.summary(_summary(report))
+
+
+def _is_forbidden(error: TrackingError) -> bool:
+    cause = error.__context__
+    return isinstance(cause, MlflowException) and cause.error_code in _NOT_ALLOWED
 
 
 def _summary(report: AuditReport) -> str:
@@ -210,8 +223,7 @@ def _tagged(store: Store, subject: ResolvedModel, report: AuditReport) -> Iterat
             for name, value in tags.items():
                 store.client.set_model_version_tag(subject.name, subject.version, name, value)
     except TrackingError as error:
-        cause = error.__context__
-        if not isinstance(cause, MlflowException) or cause.error_code not in _NOT_ALLOWED:
+        if not _is_forbidden(error):
             raise
         yield f"the version has no tags of the audit: {error}"
 

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -15,12 +17,13 @@ from interpreto_mlops.audit.auditing import audit
 from interpreto_mlops.audit.catalogue import Catalogue
 from interpreto_mlops.audit.policies import parse_policy
 from interpreto_mlops.cli import main
-from interpreto_mlops.errors import InputError, ModelLoadError
+from interpreto_mlops.errors import InputError, ModelLoadError, TrackingError
 from interpreto_mlops.tracking.lineage import lineage
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.tracking.verification import verify_evidence
 from tests.audit.explained import Version, register
 from tests.audit.forbidding import forbidding
+from tests.audit.test_influence_rules import learn
 from tests.visuals.hostile import PAYLOADS, assert_harmless
 
 POLICY = """\
@@ -58,7 +61,7 @@ def invoke(store: Store, *arguments: object):
     return CliRunner().invoke(main, ["audit", *map(str, arguments), "--tracking-uri", store.tracking_uri])
 
 
-def test_an_audit_is_a_sealed_run_with_a_page_tags_and_an_entry(version, policy, small, download):
+def test_an_audit_is_a_sealed_run_with_a_page_tags_and_an_entry(version, policy, small, download, unchanged):
     store = version.store
     evidence = version.explain(metrics={"deletion": 0.3})
     report = audit(
@@ -83,7 +86,8 @@ def test_an_audit_is_a_sealed_run_with_a_page_tags_and_an_entry(version, policy,
     assert said["seals"] == {evidence: store.client.get_run(evidence).data.tags["interpreto.sha256"]}
     page = assert_harmless((folder / "report" / "audit.html").read_text())
     assert any("threshold: faithfulness/deletion" in heading for _, heading in page.find("h2"))
-    assert any(evidence in attributes["href"] for attributes, _ in page.find("a"))
+    where = f"experiments/{store.experiment_id}/runs/{evidence}"
+    assert any(where in attributes["href"] for attributes, _ in page.find("a"))
     tags = store.client.get_model_version("reviews", "1").tags
     assert (tags["interpreto.audit.status"], tags["interpreto.audit.run"]) == ("passed", report.run_id)
     (entry,) = small.entries()
@@ -297,9 +301,13 @@ def test_a_user_who_may_not_tag_the_version_still_has_the_audit(server, tmp_path
     owner = connect(server, "of the owner")
     version = register(owner, "reviews of another")
     version.explain(metrics={"deletion": 0.3})
+    own = "name an experiment of your own for audits by --experiment"
+    book_at = f"sqlite:///{tmp_path}/book.db"
+    with forbidding(server, "runs/create") as address, pytest.raises(TrackingError, match=own):
+        audit(connect(address, "of the reader"), version.uri, parse_policy(POLICY), catalogue=book_at)
     with forbidding(server, "model-versions/set-tag", "registered-models/alias") as address:
         reader = connect(address, "of the reader")
-        with Catalogue.connect(f"sqlite:///{tmp_path}/book.db") as book:
+        with Catalogue.connect(book_at) as book:
             report = audit(reader, version.uri, parse_policy(POLICY), promote="champion", catalogue=book)
             told = [entry.action for entry in book.entries()]
     assert (report.verdict, report.exit_code) == ("passed", 1)
@@ -320,3 +328,50 @@ def test_an_audit_through_a_server(server, tmp_path):
         report = audit(store, version.uri, parse_policy(POLICY), promote="champion", catalogue=book)
     assert report.exit_code == 0
     assert store.client.get_registered_model("served reviews").aliases == {"champion": "1"}
+
+
+def test_a_dictionary_is_audited_and_promoted(version, small, tmp_path):
+    store = version.store
+    learn(version, register_as="reviews.pca", metrics={"stability/stability": 0.9, "reconstruction/r2": 0.8})
+    rules = "[{rule: stability, min: 0.7}, {rule: threshold, metric: reconstruction/r2, min: 0.7}, {rule: integrity}]"
+    uri = "models:/reviews.pca/latest"
+    report = audit(store, uri, parse_policy(f"rules: {rules}"), promote="champion", catalogue=small)
+    assert (report.subject, report.verdict, report.promotion.moved) == ("dictionary", "passed", True)
+    assert str(store.client.get_model_version_by_alias("reviews.pca", "champion").version) == "1"
+    assert [entry.action for entry in small.entries()] == ["audit", "promote"]
+    worse = audit(store, uri, parse_policy(f"rules: {rules}".replace("0.7", "0.95")), catalogue=small)
+    assert (worse.verdict, worse.exit_code) == ("failed", 1)
+
+
+# MLflow's evaluation, on pandas 3.
+@pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0")
+@pytest.mark.filterwarnings("ignore:The inplace keyword in")
+def test_the_methods_of_one_evaluation_are_judged_each_by_its_own_files(version, small):
+    """A run of MLflow's evaluation holds several methods, each in a folder of its own."""
+    store = version.store
+    mlflow.set_tracking_uri(store.tracking_uri)
+    mlflow.set_experiment(experiment_id=store.experiment_id)
+    data = pd.DataFrame({"text": ["she loved the soup", "the soup was cold", "he hated the place"], "label": [0, 1, 1]})
+    config = {"methods": ["occlusion", "saliency"], "metrics": ["deletion"], "n_random": 3}
+    with mlflow.start_run() as opened:
+        mlflow.models.evaluate(
+            f"models:/{version.model.model_id}",
+            data,
+            targets="label",
+            model_type="text-classifier",
+            evaluators="interpreto",
+            evaluator_config=config,
+        )
+    run_id = opened.info.run_id
+    policy = parse_policy(
+        "rules: [{rule: threshold, metric: deletion, min: 0.0, methods: [occlusion, saliency]},"
+        " {rule: words, words: [she, he], top: 50}, {rule: integrity}]"
+    )
+    report = audit(store, version.uri, policy, catalogue=small)
+    threshold, words, integrity = report.rules
+    assert (threshold.verdict, integrity.verdict) == ("passed", "passed"), report
+    metrics = store.client.get_run(run_id).data.metrics
+    values = {facts["method"]: facts["value"] for facts in threshold.facts}
+    assert values == {name: pytest.approx(metrics[f"{name}/faithfulness/deletion"]) for name in config["methods"]}
+    assert words.verdict == "failed"
+    assert f"runs:/{run_id}/attributions/saliency/attributions.parquet" in words.evidence

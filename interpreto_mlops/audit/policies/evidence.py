@@ -141,6 +141,7 @@ class Evidence:
         now: the moment at which ages are counted.
         pieces: explanations of finished runs that are as they were logged, the oldest first.
         set_aside: other runs, and why they do not count.
+        experiments: of each of these runs, by its id.
     """
 
     store: Store
@@ -149,6 +150,7 @@ class Evidence:
     now: datetime
     pieces: list[Piece] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
+    experiments: dict[str, str] = field(default_factory=dict)
     _read: tuple[str, list[Explanations]] | None = field(default=None, repr=False)
 
     def explanations(self, piece: Piece) -> Explanations:
@@ -181,6 +183,7 @@ def gather(store: Store, model: ResolvedModel, tags: Mapping[str, str], now: dat
     runs = _maker(store, model) if is_dictionary else runs_that_explain(store, model, KINDS)
     fingerprint = None if is_dictionary else fingerprint_of(store, model)
     for run in runs:
+        found.experiments[str(run.info.run_id)] = str(run.info.experiment_id)
         why = _no_evidence(run, model, fingerprint, is_dictionary, found.now)
         if why is None:
             _take(found, run)
