@@ -115,6 +115,13 @@ class TestWhatIsNoEvidence:
         assert "it is KILLED" in found.set_aside[0].why
         assert "1 runs that are no evidence" in one(found, {"rule": "evidence"}).detail
 
+    def test_runs_that_hold_nothing(self, version):
+        with run(version.store, kind="attributions", name="x") as log:
+            log.tags({"interpreto.model.uri": version.uri})
+            log.text("note.txt", "nothing was explained")
+        (aside,) = version.evidence().set_aside
+        assert aside.why == "it holds no explanation"
+
     def test_runs_that_explain_another_content(self, version):
         run_id = version.explain()
         version.store.client.set_tag(run_id, "interpreto.model.fingerprint", "0" * 64)

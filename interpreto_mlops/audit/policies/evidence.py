@@ -232,7 +232,10 @@ def _take(found: Evidence, run: Run) -> None:
         # A search leaves out which models a run made.
         with found.store.guarded(f"read the run {run_id!r}"):
             whole = found.store.client.get_run(run_id)
-        found.pieces += _pieces(found, whole, _sealed(found.store, whole))
+        pieces = list(_pieces(found, whole, _sealed(found.store, whole)))
+        found.pieces += pieces
+        if not pieces:
+            found.set_aside.append(SetAside(run_id, "it holds no explanation"))
     except (IntegrityError, _ContradictionError) as error:
         found.set_aside.append(SetAside(run_id, str(error), broken=True))
     except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,7 +15,7 @@ Names = Annotated[list[Name], Field(min_length=1, max_length=1000)]
 Positive = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Confidence = Annotated[float, Field(ge=0.5, lt=1)]
-Digest = Annotated[str, Field(pattern=r"^[0-9A-Za-z]{1,36}$")]
+Digest = Annotated[str, Field(pattern=r"^[\w.:+=/-]{1,36}$")]
 
 
 class Rule(BaseModel):
