@@ -8,11 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
 from interpreto_mlops.attributions import Occlusion
 from interpreto_mlops.attributions.metrics import Deletion
 from interpreto_mlops.audit.policies import judge, parse_policy
 from interpreto_mlops.audit.policies.threshold_rules import lower_bound
+from interpreto_mlops.errors import TrackingError
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import run, write_attributions
 from tests.audit.explained import TEXTS, register
@@ -121,6 +123,16 @@ class TestWhatIsNoEvidence:
             log.text("note.txt", "nothing was explained")
         (aside,) = version.evidence().set_aside
         assert aside.why == "it holds no explanation"
+
+    def test_a_store_that_fails_meanwhile_is_no_reason_to_set_a_run_aside(self, version, monkeypatch):
+        version.explain()
+
+        def broken(*_):
+            raise MlflowException("the disk is full")
+
+        monkeypatch.setattr(version.store.client, "list_artifacts", broken)
+        with pytest.raises(TrackingError, match="the disk is full"):
+            version.evidence()
 
     def test_runs_that_explain_another_content(self, version):
         run_id = version.explain()

@@ -15,7 +15,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from interpreto_mlops.audit.policies.dictionaries import DictionaryFiles, dictionary_files
-from interpreto_mlops.errors import DataError, IntegrityError
+from interpreto_mlops.errors import DataError, IntegrityError, TrackingError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import first_line
 from interpreto_mlops.tracking.manifest import digest_of, parse_manifest
@@ -236,6 +236,9 @@ def _take(found: Evidence, run: Run) -> None:
         found.pieces += pieces
         if not pieces:
             found.set_aside.append(SetAside(run_id, "it holds no explanation"))
+    except TrackingError:
+        # It is an OSError, too, and says nothing of the run.
+        raise
     except (IntegrityError, _ContradictionError) as error:
         found.set_aside.append(SetAside(run_id, str(error), broken=True))
     except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
