@@ -80,6 +80,7 @@ def audit(
         tags = _tags(store, subject)
         evidence = gather(store, subject, tags)
         champion = None if rival is None else gather(store, rival, _tags(store, rival))
+        evidence.hides_texts = book.hides_texts
         found = [each for each in (evidence, champion) if each is not None]
         report = _judged(given, evidence, champion, promote)
         report = replace(report, run_id=_written(store, given, report, found, command))

@@ -284,6 +284,19 @@ def test_hostile_names_do_nothing_on_the_page_in_the_note_or_the_terminal(versio
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False).encode("utf-8"))
 
 
+def test_where_texts_are_hidden_no_label_is_told(version, tmp_path, download):
+    _, labels = learn(version)
+    word = labels[0].split(", ")[0]
+    with Catalogue.connect(f"sqlite:///{tmp_path}/hiding.db", hide_texts=True) as book:
+        policy = parse_policy(json.dumps({"rules": [{"rule": "concepts", "concepts": [word]}]}))
+        report = audit(version.store, version.uri, policy, catalogue=book)
+    assert report.verdict == "failed"
+    folder = download(version.store, report.run_id)
+    for written in (folder / "report" / "audit.json", folder / "report" / "audit.html"):
+        assert labels[0] not in written.read_text()
+    assert "'sha256:" in report.rules[0].detail
+
+
 def test_the_recipe_is_a_policy_that_works(version, small):
     """What users copy: every kind of rule, each with a verdict and none by an error."""
     rules = yaml.safe_load(RECIPE.read_text())["rules"]

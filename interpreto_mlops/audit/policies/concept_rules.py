@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interpreto_mlops.audit.catalogue.texts import hidden_label
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import ConceptsRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing
@@ -31,18 +32,20 @@ _TOLD = 10
 def judge_concepts(rule: ConceptsRule, evidence: Evidence) -> RuleVerdict:
     """Judge whether a concept with a forbidden word in its label speaks most for a class, in any run's dictionary."""
     pieces = [piece for piece in chosen(evidence, rule, "concepts") if piece.files >= set(_FILES)]
-    outcomes = [_judged(rule, evidence.store, piece) for piece in pieces]
+    outcomes = [_judged(rule, evidence, piece) for piece in pieces]
     outcomes += missing(evidence, rule, pieces, _WHAT)
     return combine(rule, outcomes, nothing(evidence, rule, _WHAT))
 
 
-def _judged(rule: ConceptsRule, store: Store, piece: Piece) -> Outcome:
-    labels, importance = _read(store, piece)
+def _judged(rule: ConceptsRule, evidence: Evidence, piece: Piece) -> Outcome:
+    labels, importance = _read(evidence.store, piece)
     places = tuple(piece.place(path) for path in _FILES)
     known = sorted({str(name) for name in importance.loc[np.isfinite(importance["importance"]), "class"]})
     facts: dict[str, Any] = {**about(piece), "classes": known, "n_labels": len(labels)}
     asked = rule.classes or known
     hits = [hit for name in asked for hit in _hits(rule, importance[importance["class"] == name], labels)]
+    if evidence.hides_texts:
+        hits = [{**hit, "label": hidden_label(hit["label"])} for hit in hits]
     facts["hits"] = hits
     if hits:
         told = "; ".join("concept {concept} {label!r}, rank {rank} for {class!r}".format(**hit) for hit in hits[:_TOLD])

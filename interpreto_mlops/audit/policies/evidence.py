@@ -142,6 +142,7 @@ class Evidence:
         pieces: explanations of finished runs that are as they were logged, the oldest first.
         set_aside: other runs, and why they do not count.
         experiments: of each of these runs, by its id.
+        hides_texts: whether verdicts must hold nothing of a text, such as a concept's label.
     """
 
     store: Store
@@ -151,6 +152,7 @@ class Evidence:
     pieces: list[Piece] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     experiments: dict[str, str] = field(default_factory=dict)
+    hides_texts: bool = False
     _read: tuple[str, list[Explanations]] | None = field(default=None, repr=False)
 
     def explanations(self, piece: Piece) -> Explanations:
