@@ -25,8 +25,8 @@ _MOST_FIGURES = 3
 _PAIRS_ABOUT = (
     "Difference of the means over the texts that both have; beneath, its bootstrap interval, and the p-value of a "
     "paired sign-flip test after Holm's correction over all pairs and methods of the metric. Where it is significant "
-    "the better one is named: blue for the first, red for the second. Without a text in common the means alone are subtracted, "
-    "and there is no test."
+    "the better one is named: blue for the first, red for the second. Without a text in common the means alone are "
+    "subtracted, and there is no test."
 )
 
 Row = Mapping[str, Any]

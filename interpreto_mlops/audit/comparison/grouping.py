@@ -85,11 +85,11 @@ def _group(
     for subject, given in evidence.items():
         for each in given:
             found.setdefault(key(each), {}).setdefault(subject, []).append(each)
-    if not any(len(held) > 1 for held in found.values()) and all(len(given) == 1 for given in evidence.values()):
+    if all(len(given) == 1 for given in evidence.values()):
         # Nothing else can be meant than to compare the one with the other.
         members = {subject: given[0] for subject, given in evidence.items()}
         titles = dict.fromkeys(_titles(list(members.values())))
-        return Grouped((Group(" / ".join(titles), members, alike=False),), {}, {})
+        return Grouped((Group(" / ".join(titles), members, alike=len(found) == 1),), {}, {})
     compared = {name: held for name, held in found.items() if len(held) > 1}
     titled = _titled(found) | _titled(compared)
     groups: list[Group[E]] = []

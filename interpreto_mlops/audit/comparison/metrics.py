@@ -142,7 +142,7 @@ def _pairs(
         a, b = (_merit(named["metric"], columns[name]["value"]) for name in (first, second))
         # Sorted: the same texts in another order are the same comparison.
         shared = sorted(a.dropna().index.intersection(b.dropna().index), key=str)
-        found = _tested((a[shared] - b[shared]).to_numpy(dtype=np.float64), level, seed)
+        found = _tested(np.asarray(a[shared] - b[shared], dtype=np.float64), level, seed)
         difference = found["mean"] if shared else float(a.mean() - b.mean())
         yield {
             **named,

@@ -104,6 +104,8 @@ class ConceptEvidence:
         settings: its parameters, as text.
         uri: of the dictionary.
         metrics: one number each.
+        importance_method: by which the importance of its concepts was found, or None.
+        digest: of the data that the metrics and importance are of.
         read_importance: fetches the importance of its concepts for classes, or None.
     """
 
@@ -115,6 +117,8 @@ class ConceptEvidence:
     settings: Mapping[str, str]
     uri: str
     metrics: Mapping[str, float]
+    importance_method: str | None
+    digest: str | None
     read_importance: Callable[[], pd.DataFrame | None] = field(repr=False, compare=False)
 
     @cached_property
@@ -279,14 +283,10 @@ def settings_of(parameters: Mapping[str, Any]) -> dict[str, str]:
     return named
 
 
-def _data_of(run: Run) -> tuple[str | None, str | None]:
+def _data_of(run: Run, context: str = _EXPLAINED) -> tuple[str | None, str | None]:
     given = run.inputs.dataset_inputs if run.inputs else []
-    explained = [
-        each.dataset for each in given if any(tag.key == _CONTEXT and tag.value == _EXPLAINED for tag in each.tags)
-    ]
-    if len(explained) != 1:
-        return None, None
-    return str(explained[0].name), str(explained[0].digest)
+    found = [each.dataset for each in given if any(tag.key == _CONTEXT and tag.value == context for tag in each.tags)]
+    return (str(found[0].name), str(found[0].digest)) if len(found) == 1 else (None, None)
 
 
 def concepts_of(store: Store, subject: Subject) -> list[ConceptEvidence]:
@@ -335,6 +335,8 @@ def _concepts(
         _dictionary_settings(params),
         uri,
         {name: value for name, value in metrics.items() if name.split("/")[0] in _CONCEPT_GROUPS},
+        None if run is None else run.data.params.get(schema.IMPORTANCE_PARAM),
+        None if run is None else (_data_of(run, "evaluated")[1] or _data_of(run, "fitted")[1]),
         lambda: None if run is None else _read_importance(store, run),
     )
 
@@ -348,10 +350,10 @@ def _dictionary_settings(params: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_importance(store: Store, run: Run) -> pd.DataFrame | None:
-    return store_frame(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE)
+    return _frame(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE)
 
 
-def store_frame(store: Store, run_id: str, path: str) -> pd.DataFrame | None:
+def _frame(store: Store, run_id: str, path: str) -> pd.DataFrame | None:
     """Return a Parquet artifact of a run, or None where there is none.
 
     Raises:
