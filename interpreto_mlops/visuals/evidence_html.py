@@ -7,7 +7,7 @@ from typing import Any
 
 from interpreto_mlops.visuals import figures
 from interpreto_mlops.visuals.metric_names import metric_name
-from interpreto_mlops.visuals.page import MINUS, number
+from interpreto_mlops.visuals.page import MINUS, excerpt, number
 from interpreto_mlops.visuals.report_html import (
     Block,
     Cell,
@@ -22,6 +22,16 @@ from interpreto_mlops.visuals.report_html import (
 from interpreto_mlops.visuals.report_html import render_page as render_report
 
 _MOST_FIGURES = 3
+_MOST_ROWS = 200
+_MOST_SAID = 3
+_MOST_CHARACTERS = 300
+_MEASURES = {
+    "spearman": "correlation of the ranks of a text's words",
+    "kendall": "pairs of words in the same order less those in the opposite one, as a share",
+    "overlap": "share of the words with the highest scores that both have among them",
+}
+_COSINE = "cosine of decoder directions"
+_CORRELATION = "correlation of codes"
 _PAIRS_ABOUT = (
     "Difference of the means over the texts that both have; beneath, its bootstrap interval, and the p-value of a "
     "paired sign-flip test after Holm's correction over all pairs and methods of the metric. Where it is significant "
@@ -52,15 +62,26 @@ def lead(content: Row) -> str:
         differ = sum(bool(row["better"]) for row in pairs)
         tested = sum(bool(row["paired"]) for row in pairs)
         said.append(f"{differ} of {tested} differences between metrics on the same texts are significant.")
-    elif content["single"]:
-        said.append("Metrics of dictionaries side by side.")
-    return " ".join(said)
+    ranked = [row for row in content["agreement"] if row["measure"] == "spearman" and row["mean"] is not None]
+    said += [
+        f"{row['first']} and {row['second']} rank words alike by {number(row['mean'])} ({row['method']}, Spearman)."
+        for row in ranked[:_MOST_SAID]
+    ]
+    said += [
+        f"{row['first']} and {row['second']} share {len(row['matched'])} concepts; {len(row['new'])} are new, "
+        f"{len(row['vanished'])} have vanished."
+        for row in content["dictionaries"][:_MOST_SAID]
+    ]
+    return " ".join(said) or "Metrics of dictionaries side by side."
 
 
 def _sections(content: Row) -> Iterator[Section]:
     yield Section("What is compared", _subjects(content))
     yield Section("Faithfulness", [block for group in _methods(content["table"]) for block in _scores(content, group)])
+    yield Section("Agreement of explanations", _agreement(content))
     yield Section("Metrics of dictionaries", _single(content["single"]))
+    yield Section("Concepts", [block for each in content["dictionaries"] for block in _concepts(each)])
+    yield Section("Importance of concepts", _shifts(content["shifts"]))
 
 
 def _subjects(content: Row) -> list[Block]:
@@ -97,8 +118,12 @@ def _pairing(pairing: Sequence[Row]) -> Table:
         Column("same texts", True, digits=0),
         Column("only first", True, digits=0),
         Column("only second", True, digits=0),
+        Column("other target", True, digits=0),
+        Column("other words", True, digits=0, meaning="cut into other elements, so that no word has a counterpart"),
+        Column("not ranked", True, digits=0, meaning="fewer than two elements, or all of one score"),
     ]
-    names = ("method", "first", "second", "by", "shared", "only_first", "only_second")
+    names = ["method", "first", "second", "by", "shared", "only_first", "only_second"]
+    names += ["other_targets", "other_elements", "unranked"]
     return Table(columns, [[each[name] for name in names] for each in pairing], "Only the same texts are paired.")
 
 
@@ -219,3 +244,151 @@ def _single_cell(row: Row | None) -> Cell:
     if row is None:
         return Cell(None)
     return Cell(row["value"], note="" if row["random"] is None else f"random {number(row['random'])}")
+
+
+def _agreement(content: Row) -> list[Block]:
+    blocks: list[Block] = []
+    if content["agreement"]:
+        columns = [Column("method"), Column("first"), Column("second")]
+        columns += [Column(name, True, True, meaning) for name, meaning in _MEASURES.items()]
+        known = {(row["method"], row["first"], row["second"], row["measure"]): row for row in content["agreement"]}
+        rows: list[list[Value | Cell]] = [
+            [*pair, *(_agreement_cell(known.get((*pair, measure))) for measure in _MEASURES)]
+            for pair in dict.fromkeys((row["method"], row["first"], row["second"]) for row in content["agreement"])
+        ]
+        about = (
+            "Mean over the texts that both explained for the same target by the same elements, its interval, chance."
+        )
+        blocks.append(Table(columns, rows, about))
+    blocks += [_changed(content["changed"])] if content["changed"] else []
+    blocks += [_targets(content["targets"])] if content["targets"] else []
+    return blocks
+
+
+def _agreement_cell(row: Row | None) -> Cell:
+    if row is None:
+        return Cell(None)
+    chance = f"chance {number(row['random'])}, " if row["texts"] else ""
+    return Cell(row["mean"], note=f"{number(row['low'])} … {number(row['high'])}\n{chance}{row['texts']} texts")
+
+
+def _changed(rows: Sequence[Row]) -> Table:
+    columns = [Column("method"), Column("pair"), Column("text"), Column("words of the first"), Column("of the second")]
+    columns += [Column("spearman", True, True), Column("overlap", True, True)]
+    lines: list[list[Value | Cell]] = [
+        [
+            row["method"],
+            f"{row['first']} / {row['second']}",
+            Cell(_shown(row["text"]), note=f"for {row['target']}"),
+            row["words_first"],
+            row["words_second"],
+            row["spearman"],
+            row["overlap"],
+        ]
+        for row in rows
+    ]
+    return _long(columns, lines, "The texts whose explanation changed most")
+
+
+def _targets(rows: Sequence[Row]) -> Table:
+    columns = [Column("method"), Column("pair"), Column("text"), Column("first explains"), Column("second explains")]
+    lines: list[list[Value | Cell]] = [
+        [
+            row["method"],
+            f"{row['first']} / {row['second']}",
+            _shown(row["text"]),
+            row["target_first"],
+            row["target_second"],
+        ]
+        for row in rows
+    ]
+    return _long(columns, lines, f"{len(rows)} explanations of another target, such as another predicted class")
+
+
+def _shown(text: str) -> str:
+    return excerpt(text, _MOST_CHARACTERS)
+
+
+def _concepts(match: Row) -> list[Block]:
+    similarity = _COSINE if match["by"] == "directions" else _CORRELATION
+    named = f"{match['method']}: {match['first']} / {match['second']}"
+    columns = [Column("compared by"), Column("threshold", True), Column("same", True, digits=0)]
+    columns += [Column(name, True, digits=0) for name in ("new", "vanished", "labels changed", "silent")]
+    columns += [Column("mean of all pairs", True, True, f"{similarity}, of the best one-to-one matching")]
+    numbers = (len(match["matched"]), len(match["new"]), len(match["vanished"]), match["n_changed_labels"])
+    about = f"{similarity}" + (f", on {match['rows']:,} {match['unit']}" if match["rows"] else "")
+    mean = Cell(match["mean"], note=f"chance {number(match['random_mean'])}, {match['n_pairs']} pairs")
+    row: list[Value | Cell] = [about, match["threshold"], *numbers, " / ".join(map(str, match["silent"])), mean]
+    addresses = f"{match['uri_first']} and {match['uri_second']}"
+    return [
+        Table(columns, [row], f"{named} ({addresses})"),
+        _matched(match["matched"]),
+        _unmatched(match["new"], "New concepts, which only the second has"),
+        _unmatched(match["vanished"], "Vanished concepts, which only the first has"),
+    ]
+
+
+def _matched(rows: Sequence[Row]) -> Table:
+    columns = [Column("first", True, digits=0), Column("label"), Column("second", True, digits=0), Column("label")]
+    columns += [Column("similarity", True, True), Column("label is")]
+    ordered = sorted(rows, key=lambda row: not row["label_changed"])
+    lines: list[list[Value | Cell]] = [
+        [
+            row["first"],
+            row["label_first"] or "",
+            row["second"],
+            row["label_second"] or "",
+            row["similarity"],
+            {True: "another", False: "the same", None: "missing"}[row["label_changed"]],
+        ]
+        for row in ordered
+    ]
+    return _long(columns, lines, "The same concepts, those with another label first", closed=True)
+
+
+def _unmatched(rows: Sequence[Row], title: str) -> Table:
+    columns = [Column("concept", True, digits=0), Column("label"), Column("nearest", True, digits=0)]
+    columns += [Column("its label"), Column("similarity", True)]
+    lines: list[list[Value | Cell]] = [
+        [row["concept"], row["label"] or "", row["nearest"], row["nearest_label"] or "", row["similarity"]]
+        for row in rows
+    ]
+    return _long(columns, lines, f"{title}: {len(rows)}")
+
+
+def _shifts(rows: Sequence[Row]) -> list[Block]:
+    if not rows:
+        return []
+    columns = [Column("dictionary"), Column("pair"), Column("class"), Column("concept of the first")]
+    columns += [Column("of the second"), Column("share before", True), Column("after", True), Column("shift", True)]
+    ordered = sorted(rows, key=lambda row: -abs(row["shift"]))
+    lines: list[list[Value | Cell]] = [
+        [
+            row["method"],
+            f"{row['first']} / {row['second']}",
+            row["class"],
+            _concept(row["concept_first"], row["label_first"]),
+            _concept(row["concept_second"], row["label_second"]),
+            row["share_first"],
+            row["share_second"],
+            f"{row['shift']:+.3f}".replace("-", MINUS),
+        ]
+        for row in ordered
+    ]
+    about = (
+        "The share of a concept in the importance of all concepts for a class, negative where it speaks against the "
+        "class, in the first and in the second; only concepts that are the same."
+    )
+    return [Paragraph(about), _long(columns, lines, "Concepts whose importance shifted most")]
+
+
+def _concept(number_of: int, label: str | None) -> str:
+    return f"{number_of}: {label}" if label else str(number_of)
+
+
+def _long(
+    columns: Sequence[Column], rows: Sequence[Sequence[Value | Cell]], title: str, *, closed: bool = False
+) -> Table:
+    """Return a table that can be closed; of many rows the first, which it says."""
+    cut = f"The first {_MOST_ROWS} of {len(rows)}; the JSON has all." if len(rows) > _MOST_ROWS else ""
+    return Table(columns, rows[:_MOST_ROWS], cut, folded=title, open=not closed)

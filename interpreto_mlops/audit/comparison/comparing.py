@@ -100,7 +100,7 @@ def compare_evidence(
     _check_any(subjects, attributions, concepts)
     methods, families = _both(group_attributions, attributions), _both(group_concepts, concepts)
     if not methods.groups and not families.groups:
-        raise InputError(_nothing_shared(subjects, methods, families))
+        raise InputError(_nothing_shared(subjects, attributions, concepts))
     paired = [_Paired.of(group) for group in methods.groups]
     labels = [each.label for each in subjects]
     table, pairs = compare_scores(_scores(paired), labels, level=level, seed=seed)
@@ -159,12 +159,15 @@ def _check_any(
 
 
 def _nothing_shared(
-    subjects: Sequence[Subject], methods: Grouped[AttributionEvidence], families: Grouped[ConceptEvidence]
+    subjects: Sequence[Subject],
+    attributions: Mapping[str, Sequence[AttributionEvidence]],
+    concepts: Mapping[str, Sequence[ConceptEvidence]],
 ) -> str:
     held = []
     for subject in subjects:
-        own = [*methods.alone.get(subject.label, ()), *families.alone.get(subject.label, ())]
-        held.append(f"{subject.given!r} has {', '.join(own) or 'evidence of another kind'}")
+        parts = (("attributions by", attributions[subject.label]), ("dictionaries by", concepts[subject.label]))
+        own = [f"{what} {', '.join(dict.fromkeys(each.method for each in found))}" for what, found in parts if found]
+        held.append(f"{subject.given!r} has {' and '.join(own)}")
     return f"there is nothing to compare: {'; '.join(held)}; explain both by the same method with the same parameters"
 
 

@@ -130,8 +130,8 @@ def _cosines(first: ConceptDictionary, second: ConceptDictionary) -> Matrix:
     a, b = (
         np.where(norm > 0, each / np.where(norm > 0, norm, 1.0), np.nan) for each, norm in zip(rows, norms, strict=True)
     )
-    cosines = np.clip(a @ b.T, -1.0, 1.0)
-    return np.abs(cosines) if first.signed and second.signed else cosines
+    cosines = np.asarray(np.clip(a @ b.T, -1.0, 1.0))
+    return np.asarray(np.abs(cosines)) if first.signed and second.signed else cosines
 
 
 def match_by_activations(
@@ -300,7 +300,10 @@ def _matched(
     values = similarity[pairs[:, 0], pairs[:, 1]]
     order = np.argsort(-values, kind="stable")
     kept = [place for place in order.tolist() if values[place] >= threshold]
-    matched = [_pair(*pairs[place].tolist(), values[place], first_labels, second_labels) for place in kept]
+    matched = [
+        _pair(int(pairs[place, 0]), int(pairs[place, 1]), float(values[place]), first_labels, second_labels)
+        for place in kept
+    ]
     taken = pairs[kept]
     alive = [np.flatnonzero(~np.isnan(similarity).all(axis=axis)) for axis in (1, 0)]
     vanished = _without(similarity, alive[0], taken[:, 0], first_labels, second_labels)
@@ -326,7 +329,7 @@ def _pair(
 ) -> dict[str, Any]:
     a, b = first_labels.get(first), second_labels.get(second)
     changed = None if a is None or b is None else a != b
-    values = (first, second, float(similarity), a, b, changed)
+    values = (first, second, similarity, a, b, changed)
     return dict(zip(MATCHED_COLUMNS, values, strict=True))
 
 
