@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from interpreto_mlops.attributions import Occlusion, Saliency
 from interpreto_mlops.attributions.comparison import paired_tests
-from interpreto_mlops.attributions.metrics import Deletion, Insertion
+from interpreto_mlops.attributions.metrics import Comprehensiveness, Deletion, Insertion
 from interpreto_mlops.audit.comparison import compare_evidence
 from interpreto_mlops.cli import main
 from interpreto_mlops.errors import InputError, ModelLoadError
@@ -130,6 +130,22 @@ def test_two_methods_of_one_model_are_compared_on_the_same_texts(world):
     found = compare_evidence(world.store, [f"runs:/{one}", f"runs:/{other}"], log=False)
     assert set(found.table["method"]) == {"occlusion / saliency"}
     assert found.pairs["paired"].all()
+
+
+def test_metrics_with_other_parameters_are_said_not_to_be_the_same(world):
+    model = world.models[0]
+    found = Occlusion(model)(DATA.texts)
+    runs = []
+    for bins in ([0.5], [0.2, 0.4]):
+        scores = [Comprehensiveness(model, n_random=2, seed=len(bins), bins=bins)(found)]
+        with run(world.store, kind="attributions", name="bins") as log:
+            write_attributions(log, found, metrics=scores, model=model, dataset=DATA, draw=False)
+        runs.append(f"runs:/{log.run_id}")
+    notes = compare_evidence(world.store, runs, log=False).notes
+    (said,) = (note for note in notes if "is not the same metric" in note)
+    assert "comprehensiveness" in said
+    assert "its bins is [0.5] for bins" in said
+    assert not any("same metric" in note for note in compare_evidence(world.store, runs[:1] * 2, log=False).notes)
 
 
 def test_the_report_run_says_what_was_compared_and_is_sealed(world, tmp_path):

@@ -14,7 +14,7 @@ from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.audit.comparison.dictionaries import WAYS
 from interpreto_mlops.audit.comparison.grouping import E, Group, Grouped, group_attributions, group_concepts
 from interpreto_mlops.audit.comparison.learned import Dictionaries, compare_concepts
-from interpreto_mlops.audit.comparison.metrics import SCORE_COLUMNS, compare_scores, text_keys
+from interpreto_mlops.audit.comparison.metrics import SCORE_COLUMNS, compare_scores, is_hash, text_keys
 from interpreto_mlops.audit.comparison.models import Agreement, agreement, most_changed, top_words
 from interpreto_mlops.audit.comparison.results import (
     AGREEMENT_COLUMNS,
@@ -266,7 +266,8 @@ def _common_texts(paired: Sequence[_Paired]) -> TextDataset | None:
         shared = set.intersection(*(set(each.keys[subject]) for subject in subjects))
         texts = [item.text for key, item in each.items(subjects[0]).items() if key in shared]
         best = max(best, texts, key=len)
-    return TextDataset("the texts in common", tuple(best)) if best else None
+    # No model can read a text of which only the hash was kept.
+    return TextDataset("the texts in common", tuple(best)) if best and not any(map(is_hash, best)) else None
 
 
 def _group_rows(group: Group[AttributionEvidence]) -> Iterator[dict[str, Any]]:
@@ -314,6 +315,8 @@ def _notes(
         if subject.pinned in pinned:
             yield f"{pinned[subject.pinned]} and {subject.label} are the same: {subject.pinned}."
         pinned.setdefault(subject.pinned, subject.label)
+    for group in methods.groups:
+        yield from _other_parameters(group)
     unlike = [each.label for each in methods.groups if not each.alike]
     for label in unlike + [each.label for each in families.groups if not each.alike]:
         yield f"{label}: the methods or their settings differ, and so may what makes the difference."
@@ -328,3 +331,16 @@ def _notes(
             yield f"Only {subject_label} has {', '.join(titles)}."
         for subject_label, count in older.items():
             yield f"{subject_label}: {count} more of the same kind, older or of other data, were left out."
+
+
+def _other_parameters(group: Group[AttributionEvidence]) -> Iterator[str]:
+    """Say which metrics were asked for otherwise, so that their values are not of one kind."""
+    for metric in dict.fromkeys(name for each in group.members.values() for name in each.metric_settings):
+        held = {subject: each.metric_settings.get(metric) for subject, each in group.members.items()}
+        known = {subject: settings for subject, settings in held.items() if settings is not None}
+        names = sorted({name for settings in known.values() for name in settings})
+        for name in names:
+            values = {subject: settings.get(name, "nothing") for subject, settings in known.items()}
+            if len(set(values.values())) > 1:
+                said = ", ".join(f"{value} for {subject}" for subject, value in values.items())
+                yield f"{group.label}: {metric} is not the same metric everywhere: its {name} is {said}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Hashable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, Literal
@@ -43,6 +45,8 @@ PAIR_COLUMNS = (
     "better",
 )
 
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+
 Pairing = Literal["digest", "content"]
 
 
@@ -50,7 +54,8 @@ def text_keys(sets: Sequence[tuple[str | None, Sequence[Attribution]]]) -> tuple
     """Name the texts of several sets so that the same text has the same name in all of them.
 
     Where all sets are of data of one digest, a text is named by its place in them. Else it is named by what it says,
-    and a text that comes n times by n names, in order; of a prompt with its continuation only the prompt counts.
+    and a text that comes n times by n names, in order; of a prompt with its continuation only the prompt counts. A text
+    that is kept as `sha256:…` alone has the name of the text with that hash.
 
     Arguments:
         sets: the digest of the data, None where it is not known, and the explained texts.
@@ -69,10 +74,22 @@ def _contents(items: Sequence[Attribution]) -> list[str]:
     seen: dict[str, int] = {}
     names = []
     for item in items:
-        text = item.text if item.prompt_tokens is None else item.text[: item.boundary]
+        text = sha256_name(
+            item.text if item.prompt_tokens is None or is_hash(item.text) else item.text[: item.boundary]
+        )
         seen[text] = seen.get(text, 0) + 1
         names.append(f"{seen[text]} {text}")
     return names
+
+
+def is_hash(text: str) -> bool:
+    """Return whether a hash stands for a text that is not kept."""
+    return _HASH.fullmatch(text) is not None
+
+
+def sha256_name(text: str) -> str:
+    """Return the hash that stands for a text, the same for the text and for its hash."""
+    return text if is_hash(text) else f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def compare_scores(

@@ -13,7 +13,7 @@ from scipy.stats import kendalltau, rankdata
 
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.results import Attribution
-from interpreto_mlops.audit.comparison.metrics import mean_interval
+from interpreto_mlops.audit.comparison.metrics import is_hash, mean_interval, sha256_name
 
 TEXT_COLUMNS = ("text", "index_first", "index_second", "elements", "spearman", "kendall", "overlap", "overlap_random")
 TARGET_COLUMNS = ("text", "index_first", "index_second", "target_first", "target_second")
@@ -24,6 +24,7 @@ MEASURES = ("spearman", "kendall", "overlap")
 
 _WORDS = 3
 _TARGETS = 5
+_SHORT = len("sha256:") + 8
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,15 @@ def agreement(first: Mapping[str, Attribution], second: Mapping[str, Attribution
 
 
 def same_elements(first: Attribution, second: Attribution) -> bool:
-    """Return whether two explanations score the same elements at the same places."""
-    return first.elements == second.elements and np.array_equal(first.spans, second.spans)
+    """Return whether two explanations score the same elements at the same places.
+
+    Where the words of one of them are kept as hashes, the same places in the same text are the same elements.
+    """
+    if not np.array_equal(first.spans, second.spans):
+        return False
+    if is_hash(first.text) != is_hash(second.text):
+        return sha256_name(first.text) == sha256_name(second.text)
+    return first.elements == second.elements
 
 
 def _targets(item: Attribution) -> list[tuple[Any, ...]]:
@@ -159,7 +167,13 @@ def top_words(item: Attribution, n: int = _WORDS) -> str:
     """Return the elements that speak most for the first target, with their scores, as text."""
     if not item.targets:
         return ""
-    return ", ".join(f"{item.elements[place]} {item.scores[0, place]:+.3f}" for place in item.ranking()[:n].tolist())
+    return ", ".join(
+        f"{_short(item.elements[place])} {item.scores[0, place]:+.3f}" for place in item.ranking()[:n].tolist()
+    )
+
+
+def _short(element: str) -> str:
+    return f"{element[:_SHORT]}…" if is_hash(element) else element
 
 
 def importance_shift(

@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pandas as pd
 from mlflow.entities import Run
@@ -18,9 +19,11 @@ from interpreto_mlops.concepts.metrics import METRICS as CONCEPT_METRICS
 from interpreto_mlops.errors import InputError, ModelLoadError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import experiment_url, logged_model_url, run_url, version_url
-from interpreto_mlops.tracking.reading import kinds_of, read_explanations, runs_that_explain, search_runs
+from interpreto_mlops.tracking.reading import Explanations, kinds_of, read_explanations, runs_that_explain, search_runs
 from interpreto_mlops.tracking.resolving import ResolvedModel, is_model_uri, quoted, resolve
 from interpreto_mlops.tracking.store import Store
+
+T = TypeVar("T")
 
 RUN, SUITE, MODEL, DICTIONARY = "run", "suite", "model", "dictionary"
 
@@ -31,6 +34,7 @@ _CONTEXT = "mlflow.data.context"
 _FAILED = ("FAILED", "KILLED")
 # How exact the arithmetic is and which numbers are drawn does not make another method.
 _NOT_COMPARED = ("seed", "dtype")
+_DRAWN = (*_NOT_COMPARED, "n_random")
 _SHORT = 8
 _CONCEPT_GROUPS = {name.split("/")[0] for name in CONCEPT_METRICS.names()}
 _DICTIONARY_PARAMS = ("granularity", "aggregation", "n_concepts", "seed")
@@ -77,7 +81,7 @@ class AttributionEvidence:
         data_name, digest: of the explained data, where exactly one data set is named.
         explanations: of all texts.
         scores: as `read_explanations` returns them.
-        label: the method, or the part of the run.
+        metric_settings: what each metric was asked for, as text; number and seed of random rankings left out.
     """
 
     subject: str
@@ -89,7 +93,7 @@ class AttributionEvidence:
     digest: str | None
     explanations: AttributionSet = field(repr=False)
     scores: pd.DataFrame = field(repr=False)
-    label: str = ""
+    metric_settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -255,7 +259,8 @@ def attributions_of(store: Store, subject: Subject) -> list[AttributionEvidence]
 def _attributions(store: Store, subject: Subject, run: Run) -> Iterable[AttributionEvidence]:
     name, digest = _data_of(run)
     run_id = str(run.info.run_id)
-    for each in read_explanations(store, run_id):
+    every = read_explanations(store, run_id)
+    for each in every:
         explanations = each.explanations
         if len(explanations):
             yield AttributionEvidence(
@@ -268,8 +273,21 @@ def _attributions(store: Store, subject: Subject, run: Run) -> Iterable[Attribut
                 digest,
                 explanations,
                 each.scores,
-                each.label,
+                _metric_settings(store, run_id, each, alone=len(every) == 1) if len(each.scores) else {},
             )
+
+
+def _metric_settings(store: Store, run_id: str, read: Explanations, *, alone: bool) -> dict[str, dict[str, str]]:
+    places = [schema.artifact_of_part(schema.ATTRIBUTIONS_METRICS, read.label)]
+    places = [schema.ATTRIBUTIONS_METRICS, *places] if alone or read.label == read.explanations.method else places
+    for place in places:
+        found = _artifact(store, run_id, place, lambda file: json.loads(file.read_text(encoding="utf-8")))
+        if found is not None:
+            return {
+                name: {key: schema.param_text(value) for key, value in said["parameters"].items() if key not in _DRAWN}
+                for name, said in found.items()
+            }
+    return {}
 
 
 def settings_of(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -350,18 +368,14 @@ def _dictionary_settings(params: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_importance(store: Store, run: Run) -> pd.DataFrame | None:
-    return _frame(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE)
+    return _artifact(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE, pd.read_parquet)
 
 
-def _frame(store: Store, run_id: str, path: str) -> pd.DataFrame | None:
-    """Return a Parquet artifact of a run, or None where there is none.
-
-    Raises:
-        TrackingError: the store fails.
-    """
+def _artifact(store: Store, run_id: str, path: str, read: Callable[[Path], T]) -> T | None:
+    """Return what is read from an artifact of a run, or None where there is none."""
     folder = path.rpartition("/")[0]
     with store.guarded(f"read the artifact {path!r} of the run {run_id!r}"):
         if path not in {each.path for each in store.client.list_artifacts(run_id, folder)}:
             return None
         with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
-            return pd.read_parquet(store.client.download_artifacts(run_id, path, scratch))
+            return read(Path(store.client.download_artifacts(run_id, path, scratch)))

@@ -28,7 +28,7 @@ def write_comparison(
     """
     runs = [each for subject in subjects for each in subject.runs]
     if runs:
-        store = dataclasses.replace(store, experiment_id=str(runs[-1].info.experiment_id))
+        store = dataclasses.replace(store, experiment_id=str(runs[0].info.experiment_id))
     with run(
         store,
         kind=_REPORT,
