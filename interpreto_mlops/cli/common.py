@@ -45,6 +45,7 @@ def console_of(quiet: bool) -> Console:
     """Silence the libraries beneath, which report their own progress, and say warnings in one line."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import transformers
 
     from interpreto_mlops.workflows.job import Console

@@ -88,12 +88,16 @@ def _say(console: Console, found: EvidenceComparison) -> None:
         console.table(_safe(found.single[["method", "metric", "subject", "value", "random"]]))
     if len(found.agreement):
         console.table(_safe(found.agreement))
+    for row in found.pairing.to_dict("records"):
+        if row["other_targets"]:
+            what = f"{row['other_targets']} of {row['shared']} texts are explained for another target"
+            console.say(_line(f"{row['method']}: {what} in {row['first']} than in {row['second']}"))
     for match in found.dictionaries:
         same, new, gone = (len(rows) for rows in (match.match.matched, match.match.new, match.match.vanished))
         console.say(
             _line(
-                f"{match.method}: {match.first} and {match.second} share {same} concepts, {new} are new, {gone} have "
-                f"vanished; mean similarity {match.match.mean:.3f}, by chance {match.match.random_mean:.3f}"
+                f"{match.method}: {match.first} and {match.second} have {same} concepts in common; new: {new}, "
+                f"vanished: {gone}; mean similarity {match.match.mean:.3f}, by chance {match.match.random_mean:.3f}"
             )
         )
     for note in found.notes:

@@ -68,8 +68,8 @@ def lead(content: Row) -> str:
         for row in ranked[:_MOST_SAID]
     ]
     said += [
-        f"{row['first']} and {row['second']} share {len(row['matched'])} concepts; {len(row['new'])} are new, "
-        f"{len(row['vanished'])} have vanished."
+        f"{row['first']} and {row['second']} have {len(row['matched'])} concepts in common; new: {len(row['new'])}, "
+        f"vanished: {len(row['vanished'])}."
         for row in content["dictionaries"][:_MOST_SAID]
     ]
     return " ".join(said) or "Metrics of dictionaries side by side."

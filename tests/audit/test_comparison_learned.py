@@ -180,6 +180,21 @@ def test_two_versions_are_compared_in_what_they_look_at(world):
     assert found.report_run_id is not None
 
 
+@pytest.mark.slow
+def test_the_same_through_a_server(server):
+    store = connect(server, "compared dictionaries")
+    models = [register(store, seed, "served-reviews") for seed in (4, 7)]
+    for model in models:
+        explain(store, model)
+        learn(store, model, name="served-concepts")
+    found = compare_evidence(store, ["models:/served-reviews/1", "models:/served-reviews/2"])
+    assert found.pairs["paired"].all()
+    assert len(found.agreement) == 3
+    assert found.dictionaries[0].match.by == "activations"
+    assert len(found.shifts) > 0 or found.dictionaries[0].match.pairs == []
+    assert verify_evidence(store, f"runs:/{found.report_run_id}").verdict == "intact"
+
+
 def test_a_run_agrees_with_itself_exactly(world):
     run_id = world.explained[0][0]
     found = compare_evidence(world.store, [f"runs:/{run_id}"] * 2, log=False)

@@ -128,11 +128,12 @@ def test_the_texts_that_changed_most_come_first_with_their_words():
     rng = np.random.default_rng(3)
     base = np.arange(10.0)
     first = {str(i): explained(base) for i in range(5)}
-    second = {name: explained(base + 0.1 * rng.normal(size=10)) for name in first}
-    second["3"] = explained(-base)
+    second = {name: explained(base + 5.0 * rng.normal(size=10)) for name in first}
+    second["3"], second["4"] = explained(-base), explained(base * 2.0)
     changed = most_changed(agreement(first, second), 2)
     assert changed["text"].tolist()[0] == "3"
     assert len(changed) == 2
+    assert sorted(most_changed(agreement(first, second), 9)["text"]) == ["0", "1", "2", "3"]
     assert top_words(first["3"], 2) == "ten +9.000, nine +8.000"
     assert top_words(replace(first["3"], targets=(), scores=np.zeros((0, 10)))) == ""
 

@@ -96,7 +96,7 @@ def test_concepts_and_importance_with_hostile_labels():
     for words in ("correlation of codes, on 1,234 texts", "0 / 4", "chance 0.200, 2 pairs", PAYLOADS[4], "\u22120.200"):
         assert words in shown
     assert shown.index("another") < shown.index("missing")
-    assert "share 2 concepts; 1 are new, 0 have vanished" in lead(content(dictionaries=[match]))
+    assert "have 2 concepts in common; new: 1, vanished: 0." in lead(content(dictionaries=[match]))
 
 
 def test_metrics_of_dictionaries_stand_side_by_side_without_interval():

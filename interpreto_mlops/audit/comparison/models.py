@@ -158,8 +158,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def most_changed(found: Agreement, n: int) -> pd.DataFrame:
-    """Return the n texts whose explanation changed most: the smallest Spearman correlation, then τ, then overlap."""
+    """Return the n texts whose explanation changed most: the smallest Spearman correlation, then τ, then overlap.
+
+    Texts whose words are ranked as before have not changed.
+    """
     ranked = found.texts.dropna(subset=["spearman"])
+    ranked = ranked[ranked["spearman"] < 1]
     return ranked.sort_values(["spearman", "kendall", "overlap"], kind="stable").head(n)
 
 
