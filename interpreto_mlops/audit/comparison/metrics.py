@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
@@ -118,75 +119,88 @@ def compare_scores(
     pairs: list[dict[str, Any]] = []
     for (method, metric), group in scores.groupby(["method", "metric"], sort=False):
         named = {"method": method, "metric": metric, "higher_is_better": bool(group["higher_is_better"].iloc[0])}
-        columns = dict(_of_subjects(group, subjects))
-        rows += _rows(named, columns, level, seed)
-        pairs += _pairs(named, columns, level, seed)
+        held = [subject for subject in subjects if (group["subject"] == subject).any()]
+        values, random = (_wide(group, name, held) for name in ("value", "random"))
+        merit = _merit(metric, values)
+        columns = {
+            **{("value", subject): values[subject] for subject in held},
+            **{("gain", subject): values[subject] - random[subject] for subject in held},
+            **{(first, second): merit[first] - merit[second] for first, second in combinations(held, 2)},
+        }
+        tests = _tests(columns, level, seed)
+        counts = group["subject"].value_counts()
+        p_random = holm(np.asarray([tests["gain", subject].p_value for subject in held]))
+        for subject, p_value in zip(held, p_random, strict=True):
+            rows.append({**named, **_row(subject, tests["value", subject], random[subject], p_value, counts[subject])})
+        pairs += [{**named, **_pair(a, b, tests[a, b], merit)} for a, b in combinations(held, 2)]
     table = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
     return table, _corrected(pd.DataFrame(pairs, columns=[*PAIR_COLUMNS, "higher_is_better"]))
 
 
-def _of_subjects(group: pd.DataFrame, subjects: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    for subject in subjects:
-        own = group[group["subject"] == subject]
-        if len(own):
-            yield subject, own.set_index("text")[["value", "random"]].astype(np.float64)
+def _wide(group: pd.DataFrame, name: str, subjects: Sequence[str]) -> pd.DataFrame:
+    """Return a row for each text and a column for each subject; sorted, so that the order of the texts is nothing."""
+    wide = group.pivot(index="text", columns="subject", values=name)
+    return wide[list(subjects)].astype(np.float64).sort_index()
 
 
-def _rows(named: dict[str, Any], columns: dict[str, pd.DataFrame], level: float, seed: int) -> Iterator[dict[str, Any]]:
-    against = [_tested((own["value"] - own["random"]).to_numpy(), level, seed)["p_value"] for own in columns.values()]
-    for (subject, own), p_random in zip(columns.items(), holm(np.asarray(against)), strict=True):
-        values = own["value"].to_numpy()
-        found = _tested(values, level, seed)
-        random = own["random"].to_numpy()
-        known = random[np.isfinite(random)]
-        yield {
-            **named,
-            "subject": subject,
-            "mean": found["mean"],
-            "low": found["low"],
-            "high": found["high"],
-            "random_mean": float(known.mean()) if len(known) else np.nan,
-            "p_random": float(p_random),
-            "texts": found["n"],
-            "skipped": len(values) - found["n"],
-        }
+@dataclass(frozen=True)
+class _Test:
+    """What is known of one column: how many numbers, their mean, its interval, the p-value of the sign-flip test."""
+
+    n: int = 0
+    mean: float = float("nan")
+    low: float = float("nan")
+    high: float = float("nan")
+    p_value: float = float("nan")
 
 
-def _pairs(
-    named: dict[str, Any], columns: dict[str, pd.DataFrame], level: float, seed: int
-) -> Iterator[dict[str, Any]]:
-    for first, second in combinations(columns, 2):
-        a, b = (_merit(named["metric"], columns[name]["value"]) for name in (first, second))
-        # Sorted: the same texts in another order are the same comparison.
-        shared = sorted(a.dropna().index.intersection(b.dropna().index), key=str)
-        found = _tested(np.asarray(a[shared] - b[shared], dtype=np.float64), level, seed)
-        difference = found["mean"] if shared else float(a.mean() - b.mean())
-        yield {
-            **named,
-            "first": first,
-            "second": second,
-            "paired": bool(shared),
-            "texts": len(shared),
-            "difference": difference,
-            "low": found["low"],
-            "high": found["high"],
-            "p_value": found["p_value"],
-        }
+def _tests(columns: Mapping[Any, pd.Series[float]], level: float, seed: int) -> dict[Any, _Test]:
+    """Test each column over the rows where it has a number; columns of the same rows share what is drawn."""
+    known = {name: np.isfinite(column.to_numpy()) for name, column in columns.items()}
+    alike: dict[bytes, list[Any]] = {}
+    for name, mask in known.items():
+        alike.setdefault(mask.tobytes(), []).append(name)
+    found: dict[Any, _Test] = {}
+    for names in alike.values():
+        mask = known[names[0]]
+        if not mask.any():
+            found.update(dict.fromkeys(names, _Test()))
+            continue
+        kept = np.stack([np.asarray(columns[name], dtype=np.float64)[mask] for name in names], axis=1)
+        test = paired_tests(kept, level=level, seed=seed)
+        parts = zip(test.n, test.mean, test.low, test.high, test.p_value, strict=True)
+        found.update({name: _Test(int(n), *map(float, rest)) for name, (n, *rest) in zip(names, parts, strict=True)})
+    return found
 
 
-def _merit(metric: Hashable, values: pd.Series[float]) -> pd.Series[float]:
-    return values.abs() if metric == SanityCheck.name else values
-
-
-def _tested(values: Floats, level: float, seed: int) -> dict[str, Any]:
-    kept = values[np.isfinite(values)]
-    if not len(kept):
-        return {"n": 0, "mean": np.nan, "low": np.nan, "high": np.nan, "p_value": np.nan}
-    found = paired_tests(kept[:, None], level=level, seed=seed)
+def _row(subject: str, test: _Test, random: pd.Series[float], p_random: float, texts: int) -> dict[str, Any]:
     return {
-        "n": len(kept),
-        **{name: float(getattr(found, name)[0]) for name in ("mean", "low", "high", "p_value")},
+        "subject": subject,
+        "mean": test.mean,
+        "low": test.low,
+        "high": test.high,
+        "random_mean": float(random.mean()),
+        "p_random": float(p_random),
+        "texts": test.n,
+        "skipped": int(texts) - test.n,
     }
+
+
+def _pair(first: str, second: str, test: _Test, merit: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "first": first,
+        "second": second,
+        "paired": test.n > 0,
+        "texts": test.n,
+        "difference": test.mean if test.n else float(merit[first].mean() - merit[second].mean()),
+        "low": test.low,
+        "high": test.high,
+        "p_value": test.p_value,
+    }
+
+
+def _merit(metric: Hashable, values: pd.DataFrame) -> pd.DataFrame:
+    return values.abs() if metric == SanityCheck.name else values
 
 
 def _corrected(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -206,7 +220,14 @@ def _better(row: dict[Hashable, Any]) -> str:
     return str(row["first"] if (row["difference"] > 0) == row["higher_is_better"] else row["second"])
 
 
-def mean_interval(values: Floats, *, level: float = 0.95, seed: int = 0) -> tuple[float, float, float, int]:
-    """Return the mean of the values that are numbers, its bootstrap interval, and how many they are."""
-    found = _tested(values, level, seed)
-    return found["mean"], found["low"], found["high"], found["n"]
+def mean_intervals(values: Floats, *, level: float = 0.95, seed: int = 0) -> list[tuple[float, float, float, int]]:
+    """Return of each column the mean of the values that are numbers, its bootstrap interval, and how many they are.
+
+    Arguments:
+        values: shape (rows, columns).
+        level: of the interval.
+        seed: of the bootstrap.
+    """
+    tests = _tests({column: pd.Series(values[:, column]) for column in range(values.shape[1])}, level, seed)
+    found = [tests[column] for column in range(values.shape[1])]
+    return [(test.mean, test.low, test.high, test.n) for test in found]

@@ -13,7 +13,7 @@ from scipy.stats import kendalltau, rankdata
 
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.results import Attribution
-from interpreto_mlops.audit.comparison.metrics import is_hash, mean_interval, sha256_name
+from interpreto_mlops.audit.comparison.metrics import is_hash, mean_intervals, sha256_name
 
 TEXT_COLUMNS = ("text", "index_first", "index_second", "elements", "spearman", "kendall", "overlap", "overlap_random")
 TARGET_COLUMNS = ("text", "index_first", "index_second", "target_first", "target_second")
@@ -54,9 +54,9 @@ class Agreement:
     def summary(self, *, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """Return a row for each measure: mean over texts, bootstrap interval, texts, and what chance gives."""
         rows = []
-        for measure in MEASURES:
-            values = self.texts[measure].to_numpy(dtype=np.float64)
-            mean, low, high, texts = mean_interval(values, level=level, seed=seed)
+        values = self.texts[list(MEASURES)].to_numpy(dtype=np.float64)
+        found = mean_intervals(values, level=level, seed=seed)
+        for measure, (mean, low, high, texts) in zip(MEASURES, found, strict=True):
             chance = self.texts.loc[self.texts["overlap"].notna(), "overlap_random"].mean()
             random = 0.0 if measure != "overlap" else float(chance)
             rows.append(dict(zip(SUMMARY_COLUMNS, (measure, mean, low, high, texts, random), strict=True)))
