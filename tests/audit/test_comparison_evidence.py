@@ -19,6 +19,8 @@ from interpreto_mlops.errors import InputError, ModelLoadError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import load_model, log_text_model, run, write_attributions
+from interpreto_mlops.tracking.attribution_evidence import write_details
+from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.store import connect
 from interpreto_mlops.tracking.verification import verify_evidence
 from tests.conftest import TEXTS, build, word_tokenizer
@@ -148,7 +150,22 @@ def test_metrics_with_other_parameters_are_said_not_to_be_the_same(world):
     assert not any("same metric" in note for note in compare_evidence(world.store, runs[:1] * 2, log=False).notes)
 
 
-def test_the_report_run_says_what_was_compared_and_is_sealed(world, tmp_path):
+def test_a_run_that_holds_several_methods_is_compared_by_each_of_them(world):
+    store, reference = world.store, DataReference.of(DATA)
+    with run(store, kind="attributions", name="together") as log:
+        log.input(reference, "explained")
+        for method in ("occlusion", "saliency"):
+            _, found, scores = world.runs[1, method]
+            write_details(log.part(method), found, scores, world.models[0], reference, draw=False)
+    both = compare_evidence(store, [f"runs:/{log.run_id}", "suite-1"], log=False)
+    assert set(both.pairing["method"]) == {"occlusion", "saliency"}
+    assert both.pairing["by"].tolist() == ["digest"] * 2
+    assert both.pairs["difference"].tolist() == [0.0] * 4
+    assert both.agreement["mean"].dropna().tolist() == [1.0] * 6
+    assert not any("not the same metric" in note for note in both.notes)
+
+
+def test_the_report_run_says_what_was_compared_and_is_sealed(world, tmp_path, nobody, unchanged):
     uris = ["models:/reviews/1", "models:/reviews/latest"]
     found = compare_evidence(world.store, uris, command="interpreto-mlops compare …")
     client = world.store.client

@@ -151,7 +151,7 @@ def test_of_layers_of_different_widths_or_places_the_codes_are_compared(world):
     assert compared.method == "pca (layer bert.encoder.layer.1) / pca (layer bert.encoder.layer.0)"
 
 
-def test_two_versions_are_compared_in_what_they_look_at(world):
+def test_two_versions_are_compared_in_what_they_look_at(world, nobody, unchanged):
     found = compare_evidence(world.store, ["models:/reviews/1", "models:/reviews/2"])
     a, b = ({str(item.index): item for item in explained} for _, explained, _ in world.explained)
     expected = agreement(a, b)

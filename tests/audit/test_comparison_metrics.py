@@ -62,7 +62,7 @@ def test_only_the_same_texts_with_values_are_paired_whatever_their_order():
     assert (first["texts"], first["skipped"], first["mean"]) == (11, 1, pytest.approx(np.nanmean(a)))
     assert (other["texts"], other["skipped"], other["mean"]) == (10, 0, pytest.approx(b.mean()))
     found = paired_tests(b[sorted(range(10), key=lambda i: names[i + 2])][:, None])
-    assert (other["low"], other["high"]) == (found.low[0], found.high[0])
+    assert (other["low"], other["high"]) == pytest.approx((found.low[0], found.high[0]))
     assert other["p_random"] == pytest.approx(
         holm(np.array([paired_tests(each[:, None] - 0.5).p_value[0] for each in (a, b[order])]))[1]
     )
