@@ -14,6 +14,7 @@ from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.runs import RunLog
@@ -43,12 +44,16 @@ def write_attributions(
         dataset: whose texts they are; by default the texts of the explanations.
         draw: whether pictures are drawn beside the page, which shows the same.
 
+    Where texts are hidden (`text.hiding.texts_are_hidden`), `explanations.hidden()` is what is written.
+
     Raises:
         InputError: nothing to write, or metrics of another method.
         TrackingError: the store fails.
     """
     check(explanations, metrics)
+    # The digest is that of the texts themselves, whether they are kept or not.
     data = DataReference.of(dataset or TextDataset("texts", tuple(item.text for item in explanations)))
+    explanations = keepable(explanations)
     run.params(attribution_params(explanations, model))
     run.tags(model_tags(model))
     run.input(data, "explained")
@@ -76,6 +81,11 @@ def write_details(
     _write_artifacts(run, explanations, metrics, model, data)
     if draw:
         _write_figures(run, explanations, metrics)
+
+
+def keepable(explanations: AttributionSet) -> AttributionSet:
+    """Return what may be kept of explanations: all, or no texts where those are hidden."""
+    return explanations.hidden() if texts_are_hidden() else explanations
 
 
 def check(explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
@@ -153,6 +163,8 @@ def _write_artifacts(
     with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
         run.folder(explanations.save(scratch), schema.ATTRIBUTIONS)
     facts = {"data set": data.name} if model is None else {"model": model.name, "data set": data.name}
+    if explanations[0].is_hidden:
+        facts["texts"] = "hidden; hashes stand for words"
     title = f"{explanations.method} on {data.name}"
     run.text(
         schema.ATTRIBUTIONS_HTML,

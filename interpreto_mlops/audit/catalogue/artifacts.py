@@ -40,6 +40,7 @@ class Concept:
         density: share of the rows on which it is active.
         max_activation: its largest code.
         contexts: its strongest places.
+        is_hidden: whether label and contexts hold hashes already.
     """
 
     number: int
@@ -48,6 +49,7 @@ class Concept:
     density: float | None = None
     max_activation: float | None = None
     contexts: tuple[Context, ...] = ()
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def _described(description: ConceptDescription) -> Concept:
         description.density,
         description.max_activation,
         description.contexts,
+        description.hidden_label is not None,
     )
 
 
