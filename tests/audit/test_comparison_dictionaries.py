@@ -67,6 +67,13 @@ def test_a_permuted_copy_matches_perfectly_and_has_no_new_concept():
     assert (found.by, found.n_pairs, found.silent) == ("directions", 12, (0, 0))
 
 
+def test_a_label_that_was_kept_as_its_hash_is_the_same_label():
+    shown = dictionary_of(orthonormal(4, 8, 0), labels=["a", "b", "c", "d"])
+    match = match_by_directions(shown, shown.hidden())
+    assert match.matched["label_changed"].tolist() == [False] * 4
+    assert match.n_changed_labels == 0
+
+
 def test_three_replaced_directions_are_named_as_new_and_vanished():
     every = orthonormal(13, 20, 2)
     first = dictionary_of(every[:10], labels=[f"old {i}" for i in range(10)])

@@ -180,6 +180,26 @@ def test_two_versions_are_compared_in_what_they_look_at(world, nobody, unchanged
     assert found.report_run_id is not None
 
 
+def test_where_texts_are_hidden_the_report_holds_none(world, tmp_path, monkeypatch):
+    uris = ["models:/reviews/1", "models:/reviews/2"]
+    shown = compare_evidence(world.store, uris, log=False)
+    monkeypatch.setenv("INTERPRETO_HIDE_TEXTS", "1")
+    found = compare_evidence(world.store, uris)
+    for name in ("table", "pairs", "agreement"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(shown, name))
+    assert len(found.targets) == len(shown.targets)
+    assert found.dictionaries[0].match.pairs == shown.dictionaries[0].match.pairs
+    folder = Path(world.store.client.download_artifacts(found.report_run_id, "", str(tmp_path)))
+    kept = " ".join(path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()).casefold()
+    words = {item.elements[place] for item in world.explained[0][1] for place in item.ranking().tolist()}
+    told = [
+        word for word in ("waiter", "soup", "awful", "great", "hated") if word in {each.casefold() for each in words}
+    ]
+    assert told
+    assert not [word for word in told if word in kept]
+    assert "sha256:" in kept
+
+
 @pytest.mark.slow
 def test_the_same_through_a_server(server):
     store = connect(server, "compared dictionaries")

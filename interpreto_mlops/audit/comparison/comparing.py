@@ -14,7 +14,7 @@ from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.audit.comparison.dictionaries import WAYS
 from interpreto_mlops.audit.comparison.grouping import E, Group, Grouped, group_attributions, group_concepts
 from interpreto_mlops.audit.comparison.learned import Dictionaries, compare_concepts
-from interpreto_mlops.audit.comparison.metrics import SCORE_COLUMNS, compare_scores, is_hash, text_keys
+from interpreto_mlops.audit.comparison.metrics import SCORE_COLUMNS, compare_scores, text_keys
 from interpreto_mlops.audit.comparison.models import Agreement, agreement, most_changed, top_words
 from interpreto_mlops.audit.comparison.results import (
     AGREEMENT_COLUMNS,
@@ -41,6 +41,7 @@ from interpreto_mlops.concepts.metrics.stability import SHARED
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.attribution_evidence import keepable
 from interpreto_mlops.tracking.store import Store
 
 Rows = list[dict[str, Any]]
@@ -191,8 +192,9 @@ class _Paired:
         return cls(group, by, dict(zip(group.members, keys, strict=True)))
 
     def items(self, subject: str) -> dict[str, Attribution]:
-        """Return a subject's explanations by the name of their text."""
-        return dict(zip(self.keys[subject], self.group.members[subject].explanations, strict=True))
+        """Return a subject's explanations by the name of their text, as they may be kept."""
+        explanations = keepable(self.group.members[subject].explanations)
+        return dict(zip(self.keys[subject], explanations, strict=True))
 
 
 def _scores(paired: Sequence[_Paired]) -> pd.DataFrame:
@@ -264,10 +266,11 @@ def _common_texts(paired: Sequence[_Paired]) -> TextDataset | None:
     for each in paired:
         subjects = list(each.group.members)
         shared = set.intersection(*(set(each.keys[subject]) for subject in subjects))
-        texts = [item.text for key, item in each.items(subjects[0]).items() if key in shared]
+        named = zip(each.keys[subjects[0]], each.group.members[subjects[0]].explanations, strict=True)
+        # No model can read a text of which only the hash was kept.
+        texts = [item.text for key, item in named if key in shared and not item.is_hidden]
         best = max(best, texts, key=len)
-    # No model can read a text of which only the hash was kept.
-    return TextDataset("the texts in common", tuple(best)) if best and not any(map(is_hash, best)) else None
+    return TextDataset("the texts in common", tuple(best)) if best else None
 
 
 def _group_rows(group: Group[AttributionEvidence]) -> Iterator[dict[str, Any]]:

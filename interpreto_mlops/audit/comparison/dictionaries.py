@@ -17,6 +17,7 @@ from interpreto_mlops.concepts.base import ConceptDictionary
 from interpreto_mlops.concepts.belonging import check_belongs
 from interpreto_mlops.concepts.metrics.stability import SHARED, matching, stability_random
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.text.hiding import hidden_name, is_hash
 
 Matrix = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -328,9 +329,14 @@ def _pair(
     first: int, second: int, similarity: float, first_labels: Mapping[int, str], second_labels: Mapping[int, str]
 ) -> dict[str, Any]:
     a, b = first_labels.get(first), second_labels.get(second)
-    changed = None if a is None or b is None else a != b
+    changed = None if a is None or b is None else _hidden(a) != _hidden(b)
     values = (first, second, similarity, a, b, changed)
     return dict(zip(MATCHED_COLUMNS, values, strict=True))
+
+
+def _hidden(label: str) -> str:
+    """A label, and the hash that stands for it in another dictionary, are the same."""
+    return label if is_hash(label) else hidden_name(label)
 
 
 def _without(

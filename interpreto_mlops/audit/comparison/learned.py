@@ -20,6 +20,7 @@ from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.errors import InputError, IntegrityError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.tracking.dictionary_facts import keepable
 from interpreto_mlops.tracking.dictionary_flavor import load_dictionary
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store
@@ -78,7 +79,7 @@ class Dictionaries:
 
     def _dictionary(self, uri: str) -> ConceptDictionary:
         if uri not in self._loaded:
-            self._loaded[uri] = load_dictionary(uri, store=self.store)
+            self._loaded[uri] = keepable(load_dictionary(uri, store=self.store))
         return self._loaded[uri]
 
     def _activations(self, dictionary: ConceptDictionary) -> ActivationSet:

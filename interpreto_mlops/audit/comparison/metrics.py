@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,6 +14,7 @@ from interpreto_mlops.attributions.comparison import ALPHA, holm, paired_tests
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.metrics.sanity import SanityCheck
 from interpreto_mlops.attributions.results import Attribution
+from interpreto_mlops.text.hiding import sha256_of
 
 SCORE_COLUMNS = ("subject", "method", "metric", "higher_is_better", "text", "value", "random")
 TABLE_COLUMNS = (
@@ -46,8 +45,6 @@ PAIR_COLUMNS = (
     "better",
 )
 
-_HASH = re.compile(r"sha256:[0-9a-f]{64}")
-
 Pairing = Literal["digest", "content"]
 
 
@@ -75,22 +72,12 @@ def _contents(items: Sequence[Attribution]) -> list[str]:
     seen: dict[str, int] = {}
     names = []
     for item in items:
-        text = sha256_name(
-            item.text if item.prompt_tokens is None or is_hash(item.text) else item.text[: item.boundary]
-        )
+        text = item.text_sha256
+        if item.prompt_tokens is not None and not item.is_hidden:
+            text = sha256_of(item.text[: item.boundary])
         seen[text] = seen.get(text, 0) + 1
         names.append(f"{seen[text]} {text}")
     return names
-
-
-def is_hash(text: str) -> bool:
-    """Return whether a hash stands for a text that is not kept."""
-    return _HASH.fullmatch(text) is not None
-
-
-def sha256_name(text: str) -> str:
-    """Return the hash that stands for a text, the same for the text and for its hash."""
-    return text if is_hash(text) else f"sha256:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 def compare_scores(

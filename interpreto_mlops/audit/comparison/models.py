@@ -13,7 +13,8 @@ from scipy.stats import kendalltau, rankdata
 
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.results import Attribution
-from interpreto_mlops.audit.comparison.metrics import is_hash, mean_intervals, sha256_name
+from interpreto_mlops.audit.comparison.metrics import mean_intervals
+from interpreto_mlops.text.hiding import short
 
 TEXT_COLUMNS = ("text", "index_first", "index_second", "elements", "spearman", "kendall", "overlap", "overlap_random")
 TARGET_COLUMNS = ("text", "index_first", "index_second", "target_first", "target_second")
@@ -24,7 +25,6 @@ MEASURES = ("spearman", "kendall", "overlap")
 
 _WORDS = 3
 _TARGETS = 5
-_SHORT = len("sha256:") + 8
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,9 @@ def agreement(first: Mapping[str, Attribution], second: Mapping[str, Attribution
     shared = [name for name in first if name in second]
     for name in shared:
         a, b = first[name], second[name]
+        if a.is_hidden or b.is_hidden:
+            # The hash of a word is the same wherever it was kept.
+            a, b = a.hidden(), b.hidden()
         named = {"text": name, "index_first": a.index, "index_second": b.index}
         if _targets(a) != _targets(b):
             targets.append({**named, "target_first": _said(a), "target_second": _said(b)})
@@ -99,15 +102,8 @@ def agreement(first: Mapping[str, Attribution], second: Mapping[str, Attribution
 
 
 def same_elements(first: Attribution, second: Attribution) -> bool:
-    """Return whether two explanations score the same elements at the same places.
-
-    Where the words of one of them are kept as hashes, the same places in the same text are the same elements.
-    """
-    if not np.array_equal(first.spans, second.spans):
-        return False
-    if is_hash(first.text) != is_hash(second.text):
-        return sha256_name(first.text) == sha256_name(second.text)
-    return first.elements == second.elements
+    """Return whether two explanations score the same elements at the same places."""
+    return first.elements == second.elements and np.array_equal(first.spans, second.spans)
 
 
 def _targets(item: Attribution) -> list[tuple[Any, ...]]:
@@ -172,12 +168,8 @@ def top_words(item: Attribution, n: int = _WORDS) -> str:
     if not item.targets:
         return ""
     return ", ".join(
-        f"{_short(item.elements[place])} {item.scores[0, place]:+.3f}" for place in item.ranking()[:n].tolist()
+        f"{short(item.elements[place])} {item.scores[0, place]:+.3f}" for place in item.ranking()[:n].tolist()
     )
-
-
-def _short(element: str) -> str:
-    return f"{element[:_SHORT]}…" if is_hash(element) else element
 
 
 def importance_shift(
