@@ -220,12 +220,28 @@ def test_a_run_agrees_with_itself_exactly(world):
     assert len(found.targets) == 0
 
 
-def test_without_common_texts_concepts_of_versions_are_said_to_be_unmatched(world):
-    suites = [f"runs:/{each[0]}" for each in world.learned]
+def test_runs_of_dictionaries_of_two_models_need_texts_as_well(world):
+    runs = [f"runs:/{each[0]}" for each in world.learned]
     with pytest.raises(InputError, match="--data"):
-        compare_evidence(world.store, suites)
-    found = compare_evidence(world.store, suites, texts=TextDataset("two", DATA.texts[:2]), log=False)
+        compare_evidence(world.store, runs)
+    found = compare_evidence(world.store, runs, texts=TextDataset("two", DATA.texts[:2]), log=False)
     assert found.dictionaries[0].match.rows > 2
+    same = [f"runs:/{each[0]}" for each in world.planted]
+    with pytest.raises(InputError, match="to be matched by 'activations'"):
+        compare_evidence(world.store, same, match_by="activations")
+
+
+def test_without_common_texts_concepts_of_versions_are_said_to_be_unmatched(world):
+    for place, seed in enumerate((4, 7)):
+        model = register(world.store, seed, "apart")
+        explain(world.store, model, TextDataset(f"part {place}", DATA.texts[3 * place : 3 * place + 3]), kinds=())
+        learn(world.store, model, importance=False, name="apart-concepts")
+    found = compare_evidence(world.store, ["models:/apart/1", "models:/apart/2"], log=False)
+    assert found.dictionaries == ()
+    assert any("concepts were not matched: the dictionaries 'models:/m-" in note for note in found.notes)
+    assert any("have no text in common" in note for note in found.notes)
+    given = compare_evidence(world.store, ["models:/apart/1", "models:/apart/2"], texts=DATA, log=False)
+    assert len(given.dictionaries) == 1
 
 
 def test_a_model_that_was_changed_is_refused(world):

@@ -66,9 +66,12 @@ class Dictionaries:
         if matching.way_of(a, b, self.by) == matching.DIRECTIONS:
             return matching.match_by_directions(a, b, threshold=self.threshold)
         if self.texts is None:
+            why = "are not of the same layer of the same model"
+            if self.by == matching.ACTIVATIONS:
+                why = "are to be matched by 'activations'"
             raise TextsNeededError(
-                f"the dictionaries {first.uri!r} and {second.uri!r} are not of the same layer of the same model, so "
-                "their concepts are compared by their codes on texts; give these by --data and --text-column"
+                f"the dictionaries {first.uri!r} and {second.uri!r} {why}, so their concepts are compared by their "
+                "codes on texts; give these by --data and --text-column"
             )
         rows = [self._activations(each) for each in (a, b)]
         return matching.match_by_activations(a, rows[0], b, rows[1], threshold=self.threshold, seed=self.seed)
