@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from mlflow import MlflowClient
 
 import interpreto_mlops as im
 from interpreto_mlops.attributions import Occlusion
-from interpreto_mlops.audit.catalogue import Catalogue, artifacts
+from interpreto_mlops.audit.catalogue import Catalogue, rebuilding
 from interpreto_mlops.cli import main
 from interpreto_mlops.concepts import PCAConcepts
 from interpreto_mlops.errors import CatalogueError, ModelOutputError
@@ -56,7 +57,7 @@ def locked(database, monkeypatch):
 
 def test_a_job_of_attributions_is_in_the_catalogue_without_a_download(database, model_folder, data_file, monkeypatch):
     read = []
-    monkeypatch.setattr(artifacts, "read_attributions", lambda _, run_id: read.append(run_id))
+    monkeypatch.setattr(rebuilding, "read_explanations", lambda _, run_id: read.append(run_id) or [])
     outcome = execute(recipe("attribute", model_folder, data_file, database), command="…")
     assert read == []
     monkeypatch.undo()
@@ -165,6 +166,21 @@ def test_a_registration_that_the_log_does_not_tell_of_is_exit_code_one(locked, d
     assert "already" in again.output
     with Catalogue.connect(store=connect(database)) as book:
         assert [entry.object for entry in book.entries()] == [f"models:/{name}/1"]
+
+
+@pytest.mark.filterwarnings("ignore:2 finished runs are not in the catalogue:RuntimeWarning")
+def test_a_catalogue_of_another_store_takes_nothing(database, migrated, model_folder, data_file, tmp_path, tiny_model):
+    shutil.copy(migrated, tmp_path / "other.db")
+    other = connect(f"sqlite:///{tmp_path}/other.db", "tests")
+    log_text_model(other, None, tiny_model(), name="tiny", registered_model_name="tiny")
+    given = f"sqlite:///{tmp_path}/catalogue.db"
+    with pytest.raises(CatalogueError, match="is registered but not in the log: this catalogue holds"):
+        execute(recipe("concepts", model_folder, data_file, database, catalogue_uri=given), command="…")
+    with Catalogue.connect(given) as book:
+        assert [entry.object for entry in book.entries()] == ["models:/tiny/1"]
+    client = MlflowClient(database, registry_uri=database)
+    runs = client.search_runs([client.get_experiment_by_name("jobs").experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 def test_a_job_that_fails_later_still_tells_of_the_missing_entry(
