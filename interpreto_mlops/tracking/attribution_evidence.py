@@ -49,17 +49,19 @@ def write_attributions(
     """
     check(explanations, metrics)
     data = DataReference.of(dataset or TextDataset("texts", tuple(item.text for item in explanations)))
-    run.params(attribution_params(explanations, model))
-    run.tags(model_tags(model))
+    scores = attribution_scores(metrics)
+    with run.gathered():
+        run.params(attribution_params(explanations, model))
+        run.tags(model_tags(model))
+        run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
+        _write_curves(run, metrics)
+        run.summary(attribution_summary(explanations, metrics, model, data))
     run.input(data, "explained")
     if model is not None and model.model_id is not None:
         run.input_model(model.model_id)
-    scores = attribution_scores(metrics)
-    run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
-    if model is not None and model.model_id is not None and scores:
-        run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
-    write_details(run, explanations, metrics, model, data, draw=draw)
-    run.summary(attribution_summary(explanations, metrics, model, data))
+        if scores:
+            run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
+    _write_details(run, explanations, metrics, model, data, draw=draw)
 
 
 def write_details(
@@ -72,7 +74,20 @@ def write_details(
     draw: bool = True,
 ) -> None:
     """Write what is looked at rather than compared: the curves, the page, tables, and figures if they are drawn."""
-    _write_curves(run, metrics)
+    with run.gathered():
+        _write_curves(run, metrics)
+    _write_details(run, explanations, metrics, model, data, draw=draw)
+
+
+def _write_details(
+    run: RunLog,
+    explanations: AttributionSet,
+    metrics: Sequence[MetricResult],
+    model: TextModel | None,
+    data: DataReference,
+    *,
+    draw: bool,
+) -> None:
     _write_artifacts(run, explanations, metrics, model, data)
     if draw:
         _write_figures(run, explanations, metrics)

@@ -55,6 +55,8 @@ from interpreto_mlops.workflows.recipes import ConceptsRecipe
 from interpreto_mlops.workflows.workspace import Workspace
 
 _FEW_TEXTS = 10
+# Seconds between two looks at a training that goes on; all of it is written at its end.
+_BETWEEN_LINES = 2.0
 # Rows of these aggregations, or of one token each, say which tokens a concept moves.
 _MOVABLE = {"mean", "sum", "first", "last"}
 _SINGLE = {"token", "all_tokens", "cls"}
@@ -271,7 +273,7 @@ def _fit(
                     activations,
                     progress=job.console.progress,
                     checkpoint=workspace.place("training", cells[0].path),
-                    listener=training_listener([logs[place] for place in new]),
+                    listener=training_listener([logs[place] for place in new], seconds=_BETWEEN_LINES),
                 )
         for place in new:
             # They share one pass, so each bears an equal part of its time.
