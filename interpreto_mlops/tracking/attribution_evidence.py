@@ -32,6 +32,7 @@ def write_attributions(
     model: TextModel | None = None,
     dataset: TextDataset | DataReference | None = None,
     draw: bool = True,
+    shown: int | None = None,
 ) -> None:
     """Write one method's attributions of one data set into a run.
 
@@ -42,6 +43,7 @@ def write_attributions(
         model: the explained model.
         dataset: whose texts they are; by default the texts of the explanations.
         draw: whether pictures are drawn beside the page, which shows the same.
+        shown: texts on the page, which says how many are left out; by default as many as a browser shows well.
 
     Raises:
         InputError: nothing to write, or metrics of another method.
@@ -61,7 +63,7 @@ def write_attributions(
         run.input_model(model.model_id)
         if scores:
             run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
-    _write_details(run, explanations, metrics, model, data, draw=draw)
+    _write_details(run, explanations, metrics, model, data, draw, shown)
 
 
 def write_details(
@@ -76,7 +78,7 @@ def write_details(
     """Write what is looked at rather than compared: the curves, the page, tables, and figures if they are drawn."""
     with run.gathered():
         _write_curves(run, metrics)
-    _write_details(run, explanations, metrics, model, data, draw=draw)
+    _write_details(run, explanations, metrics, model, data, draw)
 
 
 def _write_details(
@@ -85,10 +87,10 @@ def _write_details(
     metrics: Sequence[MetricResult],
     model: TextModel | None,
     data: DataReference,
-    *,
     draw: bool,
+    shown: int | None = None,
 ) -> None:
-    _write_artifacts(run, explanations, metrics, model, data)
+    _write_artifacts(run, explanations, metrics, model, data, shown)
     if draw:
         _write_figures(run, explanations, metrics)
 
@@ -164,6 +166,7 @@ def _write_artifacts(
     metrics: Sequence[MetricResult],
     model: TextModel | None,
     data: DataReference,
+    shown: int | None,
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
         run.folder(explanations.save(scratch), schema.ATTRIBUTIONS)
@@ -171,7 +174,7 @@ def _write_artifacts(
     title = f"{explanations.method} on {data.name}"
     run.text(
         schema.ATTRIBUTIONS_HTML,
-        attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts),
+        attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts, max_texts=shown),
     )
     run.table(schema.ATTRIBUTIONS_EXAMPLES, attribution_examples(explanations))
     if metrics:
