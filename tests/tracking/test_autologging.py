@@ -43,19 +43,6 @@ def _off() -> Iterator[None]:
 
 
 @pytest.fixture
-def user(store: Store) -> Store:
-    """The user has set MLflow up for themself."""
-    mlflow.set_tracking_uri(store.tracking_uri)
-    mlflow.set_experiment(experiment_id=store.experiment_id)
-    return store
-
-
-@pytest.fixture
-def model(tiny_model: Callable[..., TextModel]) -> TextModel:
-    return tiny_model()
-
-
-@pytest.fixture
 def rows() -> torch.Tensor:
     return torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
 
