@@ -3,8 +3,9 @@
 The names below are loaded when they are first used, so that `import interpreto_mlops` costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interpreto_mlops.lazy import lazily
 
 if TYPE_CHECKING:
     from interpreto_mlops.models.text_model import TextModel as TextModel
@@ -42,12 +43,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

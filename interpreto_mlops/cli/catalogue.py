@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -47,24 +48,54 @@ def rebuild(tracking_uri: str | None, catalogue_uri: str | None, hide_texts: boo
 @TRACKING
 @CATALOGUE
 @click.option("--verify", "verified", is_flag=True, help="Check the chain of hashes; exit code 1 where it is broken.")
+@click.option(
+    "--known",
+    multiple=True,
+    metavar="NUMBER=HASH",
+    help="An entry's hash that was kept elsewhere, to be checked, too; may be given several times.",
+)
 @click.option("--last", type=click.IntRange(min=1), help="At most so many entries, the newest [default: all].")
 @JSON
-def log(tracking_uri: str | None, catalogue_uri: str | None, verified: bool, last: int | None, as_json: bool) -> None:
+def log(
+    tracking_uri: str | None,
+    catalogue_uri: str | None,
+    verified: bool,
+    known: tuple[str, ...],
+    last: int | None,
+    as_json: bool,
+) -> None:
     """Show the log: who registered, audited, promoted and moved what.
+
+    With --verify the last line, `head: NUMBER=HASH`, is what to keep elsewhere, and to give as --known later.
 
     Example: interpreto-mlops catalogue log --verify
     """
     with said_plainly():
         console_of(quiet=False)
-        with _catalogue(catalogue_uri, _store_if_there(tracking_uri)) as book:
-            if verified:
-                verdict = book.verify_log()
+        kept = _kept_hashes(known)
+        with _there(catalogue_uri, tracking_uri) as book:
+            if verified or kept:
+                verdict = book.verify_log(kept)
                 click.echo(json.dumps(vars(verdict), ensure_ascii=False) if as_json else verdict.message)
-                if not as_json and verdict.ok:
-                    click.echo(f"head: {verdict.head}")
+                if not as_json and verdict.ok and verdict.entries:
+                    click.echo(f"head: {verdict.entries}={verdict.head}")
                 sys.exit(0 if verdict.ok else 1)
             for entry in book.entries(last=last):
                 click.echo(json.dumps(vars(entry), ensure_ascii=False) if as_json else _log_line(entry))
+
+
+def _kept_hashes(given: tuple[str, ...]) -> dict[int, str]:
+    from interpreto_mlops.errors import InputError
+
+    kept: dict[int, str] = {}
+    for each in given:
+        match = re.fullmatch(r"0*([1-9]\d*)=([0-9a-fA-F]{64})", each)
+        if match is None:
+            raise InputError(f"a hash that was kept of the log is given as NUMBER=HASH, not {each!r}")
+        number, value = int(match[1]), match[2].lower()
+        if kept.setdefault(number, value) != value:
+            raise InputError(f"entry {number} was given with two hashes, {kept[number]!r} and {value!r}; give one")
+    return kept
 
 
 def _log_line(entry: LogEntry) -> str:
@@ -100,7 +131,7 @@ def query(
             _list_questions()
             return
         given = parse_pairs(parameters)
-        with _catalogue(catalogue_uri, _store_if_there(tracking_uri)) as book:
+        with _there(catalogue_uri, tracking_uri) as book:
             answer = book.ask(question, **given)
         if form == "json":
             click.echo(answer.to_json(orient="records", force_ascii=False, indent=1))
@@ -121,10 +152,15 @@ def _list_questions() -> None:
         click.echo(f"{name} {needs}\n  {about}")
 
 
-def _catalogue(uri: str | None, store: Store | None, hide_texts: bool | None = None) -> Catalogue:
+def _catalogue(uri: str | None, store: Store | None, hide_texts: bool | None = None, create: bool = True) -> Catalogue:
     from interpreto_mlops.audit.catalogue import Catalogue
 
-    return Catalogue.connect(uri, store=store, hide_texts=hide_texts)
+    return Catalogue.connect(uri, store=store, hide_texts=hide_texts, create=create)
+
+
+def _there(uri: str | None, tracking_uri: str | None) -> Catalogue:
+    """Open a catalogue that is there: one that is gone must not look like an empty one."""
+    return _catalogue(uri, _store_if_there(tracking_uri), create=False)
 
 
 def _store_if_there(tracking_uri: str | None) -> Store | None:

@@ -3,8 +3,9 @@
 The names below are loaded when they are first used: MLflow imports this package when it lists its evaluators.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from interpreto_mlops.lazy import lazily
 
 if TYPE_CHECKING:
     from interpreto_mlops.tracking.attribution_evidence import write_attributions as write_attributions
@@ -75,12 +76,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

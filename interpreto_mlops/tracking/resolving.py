@@ -84,6 +84,20 @@ def resolve(store: Store, uri: str) -> ResolvedModel:
     raise ModelLoadError(f"cannot read the model address {uri!r}; write {_FORMS}")
 
 
+def model_id_of(store: Store, version: ModelVersion) -> str | None:
+    """Return the logged model of a version: its source names it, or that of the version which it is a copy of."""
+    # The open-source registry leaves the version's own model id empty.
+    source, seen = str(version.source or ""), set[str]()
+    while (copied := _VERSION.match(source)) and source not in seen:
+        seen.add(source)
+        try:
+            source = str(store.client.get_model_version(copied["name"], copied["version"]).source or "")
+        except MlflowException:
+            return None  # the first version was deleted; the copy has its files
+    match = _ID.match(source)
+    return match["id"] if match else None
+
+
 def latest_version(store: Store, name: str) -> str | None:
     """Return the highest version of a registered model that is ready, or None where there is none."""
     with store.guarded(f"look for the registered model {name!r}"):
@@ -194,7 +208,7 @@ def _logged(given: str, model: LoggedModel, uri: str | None = None) -> ResolvedM
 
 
 def _registered(store: Store, given: str, version: ModelVersion) -> ResolvedModel:
-    model_id = _model_id(store, version)
+    model_id = model_id_of(store, version)
     manifest = _manifest(version.tags, given)
     if not manifest and model_id is not None:
         # Whoever registered it later did so without the tags of the logged model.
@@ -209,20 +223,6 @@ def _registered(store: Store, given: str, version: ModelVersion) -> ResolvedMode
         version.run_id or None,
         manifest,
     )
-
-
-def _model_id(store: Store, version: ModelVersion) -> str | None:
-    """Return the logged model of a version: its source names it, or that of the version which it is a copy of."""
-    # The open-source registry leaves the version's own model id empty.
-    source, seen = str(version.source or ""), set[str]()
-    while (copied := _VERSION.match(source)) and source not in seen:
-        seen.add(source)
-        try:
-            source = str(store.client.get_model_version(copied["name"], copied["version"]).source or "")
-        except MlflowException:
-            return None  # the first version was deleted; the copy has its files
-    match = _ID.match(source)
-    return match["id"] if match else None
 
 
 def _tags(store: Store, model_id: str) -> dict[str, str] | None:

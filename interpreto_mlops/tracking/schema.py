@@ -177,6 +177,11 @@ def params(fixed: Mapping[str, Any], method: Mapping[str, Any] | None = None) ->
     return {name: param_text(value) for name, value in values.items() if value is not None}
 
 
+def param_of_kind(kind: str, name: str) -> str:
+    """Return the name of a parameter of ours in a run of the user's that has one of the same name: `<kind>.<name>`."""
+    return f"{kind}.{name}"
+
+
 def param_text(value: Any) -> str:
     """Return a parameter as text, cut to what MLflow keeps with a visible mark where it is longer."""
     text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list, tuple)) else str(value)

@@ -12,7 +12,8 @@ from interpreto_mlops.tracking.links import run_url, ui_command
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.workflows.attribute import AttributionCell, attribution_table, compared, explain, planned
-from interpreto_mlops.workflows.concepts import ConceptCell, concept_table, learn
+from interpreto_mlops.workflows.concept_cells import ConceptCell, concept_table
+from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
 from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, Recipe
 from interpreto_mlops.workflows.reports import report_run, write_report

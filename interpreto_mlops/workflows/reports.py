@@ -26,7 +26,7 @@ from interpreto_mlops.visuals.report_html import (
     Table,
     render_page,
 )
-from interpreto_mlops.workflows.concepts import ConceptCell
+from interpreto_mlops.workflows.concept_cells import ConceptCell
 from interpreto_mlops.workflows.job import Job
 
 _FIGURES = {

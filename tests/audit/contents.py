@@ -8,19 +8,13 @@ from typing import Any
 from sqlalchemy import select
 
 from interpreto_mlops.audit.catalogue import Catalogue
-from interpreto_mlops.audit.catalogue.tables import (
-    ActivationRow,
-    AttributionRow,
-    Base,
-    ConceptRow,
-    DictionaryRow,
-    RunRow,
-    SampleRow,
-    ScoreRow,
-    VersionRow,
-)
+from interpreto_mlops.audit.catalogue.tables import Base, LogHeadRow, LogRow, RunRow, Setting
 
-DERIVED = (RunRow, SampleRow, AttributionRow, ScoreRow, DictionaryRow, ConceptRow, ActivationRow, VersionRow)
+# Everything that is not kept can be derived again.
+KEPT = (Setting, LogRow, LogHeadRow)
+DERIVED = tuple(
+    sorted((each.class_ for each in Base.registry.mappers if each.class_ not in KEPT), key=lambda each: each.__name__)
+)
 
 
 def rows(catalogue: Catalogue, model: type[Base]) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sqlite3
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -55,6 +57,7 @@ def test_the_catalogue_is_rebuilt_and_asked(explained):
 
 def test_the_log_is_shown_and_checked(explained, tmp_path):
     file = tmp_path / "book.db"
+    run("catalogue", "rebuild", *explained)
     assert "the log of 0 entries is whole" in run("catalogue", "log", "--verify", *explained)
     with Catalogue.connect(f"sqlite:///{file}") as book:
         store = connect(explained[1], "jobs")
@@ -75,6 +78,56 @@ def test_the_log_is_shown_and_checked(explained, tmp_path):
         connection.execute(f"update {table} set actor = 'eve' where sequence = 1")
     assert "entry 1 of the log was edited" in run("catalogue", "log", "--verify", *explained, code=1)
     assert json.loads(run("catalogue", "log", "--verify", "--json", *explained, code=1))["first_bad"] == 1
+
+
+@pytest.mark.parametrize(
+    "command", [("catalogue", "log"), ("catalogue", "log", "--verify"), ("query", "alias_moves", "name=a", "alias=b")]
+)
+def test_a_catalogue_that_is_gone_is_not_an_empty_one(database, tmp_path, command):
+    where = f"sqlite:///{tmp_path}/typo/book.db"
+    said = run(*command, "--tracking-uri", database, "--catalogue-uri", where, code=1)
+    assert f"there is no catalogue at '{where}'" in said
+    assert not (tmp_path / "typo").exists()
+    file = database.removeprefix("sqlite:///")
+    before = Path(file).read_bytes()
+    assert "there is no catalogue at" in run(*command, "--tracking-uri", database, "--catalogue-uri", database, code=1)
+    assert Path(file).read_bytes() == before
+
+
+def test_hashes_that_were_kept_elsewhere_find_a_log_that_was_made_anew(database, tmp_path):
+    where = f"sqlite:///{tmp_path}/book.db"
+    options = ("--tracking-uri", database, "--catalogue-uri", where)
+    with Catalogue.connect(where) as book:
+        for number in (1, 2):
+            book.append("audit", f"models:/reviews/{number}")
+    (kept,) = re.findall("^head: (.*)$", run("catalogue", "log", "--verify", *options), re.MULTILINE)
+    number, _, value = kept.partition("=")
+    assert number == "2"
+    assert "is whole" in run("catalogue", "log", "--verify", "--known", kept, *options)
+    assert "is whole" in run("catalogue", "log", "--known", f"2={value.upper()}", *options)
+    (tmp_path / "book.db").unlink()
+    with Catalogue.connect(where) as book:
+        for number in (1, 2):
+            book.append("audit", f"models:/reviews/{number}", actor="eve")
+    assert "is whole" in run("catalogue", "log", "--verify", *options)
+    said = run("catalogue", "log", "--verify", "--known", kept, *options, code=1)
+    assert "entry 2 of the log has another hash" in said
+    with Catalogue.connect(where) as book:
+        other = book.entries()[0].hash
+    first = f"1={other}"
+    assert "is whole" in run("catalogue", "log", "--verify", "--known", first, *options)
+    assert "another hash" in run("catalogue", "log", "--verify", "--known", first, "--known", kept, *options, code=1)
+    assert "had 3 entries" in run("catalogue", "log", "--verify", "--known", f"3={value}", *options, code=1)
+
+
+@pytest.mark.parametrize("given", ["2", "x=" + "0" * 64, "2=abc", "0=" + "0" * 64])
+def test_a_kept_hash_that_cannot_be_read_is_named(database, tmp_path, given):
+    where = f"sqlite:///{tmp_path}/book.db"
+    Catalogue.connect(where).close()
+    options = ("--tracking-uri", database, "--catalogue-uri", where)
+    assert f"NUMBER=HASH, not '{given}'" in run("catalogue", "log", "--verify", "--known", given, *options, code=1)
+    twice = ("--known", "1=" + "0" * 64, "--known", "1=" + "1" * 64)
+    assert "entry 1 was given with two hashes" in run("catalogue", "log", "--verify", *twice, *options, code=1)
 
 
 def test_texts_can_be_hidden(explained, tmp_path):

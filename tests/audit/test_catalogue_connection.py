@@ -11,17 +11,22 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from mlflow import MlflowClient
 from sqlalchemy import text
 
-from interpreto_mlops.audit.catalogue import Catalogue
+from interpreto_mlops.audit.catalogue import Catalogue, migrations
 from interpreto_mlops.audit.catalogue.addresses import catalogue_url
+from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.migrating import head, migrate, options
-from interpreto_mlops.audit.catalogue.tables import Base
+from interpreto_mlops.audit.catalogue.tables import Base, RunRow, SampleRow
+from interpreto_mlops.audit.catalogue.writing import bulk_insert
 from interpreto_mlops.errors import CatalogueError, InputError, MissingDependencyError
 from interpreto_mlops.tracking.store import Store
+from tests.audit.contents import rows
 from tests.mlflow_stores import free_port
 
 
@@ -44,6 +49,25 @@ def test_alembic_sees_a_table_that_is_not_as_it_should_be(catalogue: Catalogue) 
     assert [change[0] for change in differences(catalogue)] == ["remove_column"]
 
 
+def test_a_catalogue_of_before_there_were_several_methods_in_a_run_goes_on(uri: str) -> None:
+    database = Database(catalogue_url(uri))
+    config = Config()
+    config.set_main_option("script_location", str(Path(str(migrations.__file__)).parent))
+    run = {"id": 1, "run_id": "r", "store": "s", "experiment_id": "1", "kind": "attributions", "status": "FINISHED"}
+    sample = {"run": 1, "place": 0, "text_index": 0, "sha256": "0" * 64, "text": "good food"}
+    with database.writing() as connection:
+        if not database.is_sqlite:
+            connection.execute(text("CREATE SCHEMA interpreto"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        bulk_insert(connection, RunRow, [{**run, "method": "occlusion"}])
+        bulk_insert(connection, SampleRow, [sample])
+    database.close()
+    with Catalogue.connect(uri, create=False) as catalogue:
+        assert differences(catalogue) == []
+        assert rows(catalogue, SampleRow) == [{**sample, "method": "occlusion"}]
+
+
 def _connect(uri: str, start: Any) -> None:
     start.wait()
     with Catalogue.connect(uri) as catalogue:
@@ -62,6 +86,27 @@ def test_ten_processes_make_one_catalogue(uri: str) -> None:
     assert [process.exitcode for process in processes] == [0] * 10
     with Catalogue.connect(uri) as catalogue:
         assert differences(catalogue) == []
+
+
+def test_nothing_is_made_where_a_catalogue_is_to_be_there(uri: str) -> None:
+    with pytest.raises(CatalogueError, match=r"there is no catalogue at '.*catalogue rebuild"):
+        Catalogue.connect(uri, create=False)
+    if uri.startswith("sqlite"):
+        assert not Path(uri.removeprefix("sqlite:///")).parent.exists()
+    else:
+        engine = sqlalchemy.create_engine(uri.replace("postgresql:", "postgresql+psycopg:"))
+        with engine.begin() as connection:
+            there = "SELECT count(*) FROM pg_namespace WHERE nspname = 'interpreto'"
+            assert connection.scalar(text(there)) == 0
+            connection.execute(text("CREATE SCHEMA interpreto"))
+        engine.dispose()
+        with pytest.raises(CatalogueError, match="there is no catalogue at") as caught:
+            Catalogue.connect(uri, create=False)
+        assert "owner" not in str(caught.value)
+    with Catalogue.connect(uri) as catalogue:
+        catalogue.append("audit", "models:/reviews/1")
+    with Catalogue.connect(uri, create=False) as catalogue:
+        assert catalogue.verify_log().entries == 1
 
 
 def test_the_default_is_beside_the_stores_database(store: Store) -> None:
@@ -240,4 +285,4 @@ def test_the_variable_that_hides_texts_says_yes_or_no(monkeypatch: pytest.Monkey
 
 
 def test_the_revision_is_the_last_of_the_migrations() -> None:
-    assert head() == "0001"
+    assert head() == "0002"

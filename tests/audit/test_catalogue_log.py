@@ -75,6 +75,11 @@ def test_entries_are_chained_by_the_sha256_of_their_canonical_json(catalogue: Ca
     assert entries[1].before == {"uri": "models:/reviews/1"}
 
 
+def test_no_hash_is_kept_of_what_is_no_entry(catalogue: Catalogue) -> None:
+    with pytest.raises(InputError, match="numbered from 1, so none is kept of 0"):
+        catalogue.verify_log({0: "0" * 64})
+
+
 def test_an_empty_log_is_whole(catalogue: Catalogue) -> None:
     assert catalogue.verify_log().ok
     assert catalogue.entries() == []

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy import text
 
 from interpreto_mlops.attributions import AttributionSet
 from interpreto_mlops.audit.catalogue import Catalogue
+from interpreto_mlops.audit.catalogue.addresses import store_address
 from interpreto_mlops.audit.catalogue.tables import (
     ActivationRow,
     AttributionRow,
@@ -26,6 +31,7 @@ from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, top_wor
 from interpreto_mlops.errors import CatalogueError, DataError, InputError, TrackingError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.tracking import run, write_attributions
+from interpreto_mlops.tracking.dictionary_flavor import FLAVOR_NAME
 from interpreto_mlops.tracking.store import Store
 from tests.audit.contents import content, rows
 from tests.audit.evidence import Evidence, make_evidence
@@ -43,10 +49,11 @@ def test_everything_is_derived_from_mlflow(full: Catalogue, evidence: Evidence) 
         assert row["model_fingerprint"] == evidence.model.fingerprint
         assert (row["dataset"], row["dataset_digest"]) == (evidence.data.name, evidence.data.digest)
         assert row["method"] == explanations.method
-        assert row["store"] == evidence.store.shown
+        assert row["store"] == store_address(evidence.store)
         assert row["ended_at"] > row["started_at"] > "2020"
         samples = [each for each in rows(full, SampleRow) if each["run"] == row["id"]]
         assert [each["text"] for each in samples] == list(evidence.data.texts)
+        assert {each["method"] for each in samples} == {explanations.method}
         assert [each["sha256"] for each in samples] == [sha256_of(each) for each in evidence.data.texts]
         scores = {each["name"]: each["value"] for each in rows(full, ScoreRow) if each["run"] == row["id"]}
         assert scores == {
@@ -150,17 +157,6 @@ def test_what_is_gone_from_mlflow_goes(small: Catalogue, own_evidence: Evidence)
     assert {row["run"] for row in rows(small, SampleRow)} == {key}
 
 
-def test_what_another_store_has_stays(full: Catalogue, evidence: Evidence, migrated: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from interpreto_mlops.tracking.store import connect
-
-    shutil.copy(migrated, tmp_path / "other.db")
-    before = content(full)
-    assert full.rebuild(connect(f"sqlite:///{tmp_path}/other.db", "tests")).runs == 0
-    assert content(full) == before
-
-
 def test_labels_of_the_run_and_their_origin_are_taken(small: Catalogue, own_evidence: Evidence, tmp_path: Path) -> None:
     run_id = own_evidence.dictionary_runs[1]
     client = own_evidence.store.client
@@ -187,9 +183,80 @@ def test_evidence_that_cannot_be_read_is_told_of_and_the_rest_goes_on(
     rebuilt = small.rebuild(own_evidence.store)
     assert list(rebuilt.skipped) == [broken]
     assert "cannot read the attributions of the run" in rebuilt.skipped[broken]
-    assert len(rows(small, RunRow)) == 3
+    assert len(rows(small, RunRow)) == rebuilt.runs == 3
     with pytest.raises(DataError, match="cannot read the attributions"):
         small.record_run(own_evidence.store, broken)
+
+
+def _set(*keys: Any, value: Any) -> Callable[[Any], None]:
+    def change(content: Any) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+DESCRIPTION, FLAVOR = ("descriptions", 1), ("flavors", FLAVOR_NAME)
+DAMAGED = {
+    "a concept twice": ("dictionary.json", _set(*DESCRIPTION, "concept", value=0), "the concept 0 is there twice"),
+    "a concept without number": ("dictionary.json", _set(*DESCRIPTION, "concept", value="1"), "concept must be"),
+    "a list as density": ("dictionary.json", _set(*DESCRIPTION, "density", value=[1]), "density must be a finite"),
+    "no activation": ("dictionary.json", _set(*DESCRIPTION, "contexts", 0, "activation", value=None), "activation"),
+    "a huge place": ("dictionary.json", _set(*DESCRIPTION, "contexts", 0, "text_index", value=2**70), "text_index"),
+    "a number as word": ("dictionary.json", _set(*DESCRIPTION, "contexts", 0, "word", value=7), "word must be text"),
+    "not a number": ("dictionary.json", _set(*DESCRIPTION, "max_activation", value=float("nan")), "max_activation"),
+    "no float": ("dictionary.json", _set(*DESCRIPTION, "max_activation", value=10**400), "OverflowError"),
+    "no list": ("dictionary.json", _set("descriptions", value=5), "TypeError"),
+    "a list as width": ("MLmodel", _set(*FLAVOR, "width", value=[4]), "width must be a whole number"),
+    "a list as n_concepts": ("MLmodel", _set(*FLAVOR, "n_concepts", value=[4]), "n_concepts must be a whole number"),
+    "too many concepts": ("MLmodel", _set(*FLAVOR, "n_concepts", value=2**40), "n_concepts must be a whole number"),
+    "a mapping as base": ("MLmodel", _set(*FLAVOR, "base_model", value={"a": 1}), "base_model must be text"),
+    "a way out": ("MLmodel", _set(*FLAVOR, "data", value="../dictionary"), "outside of the model"),
+    "a label twice": ("labels.json", _set("data", 1, 0, value=0), "the concept 0 is there twice"),
+    "no label": ("labels.json", _set("data", 1, 1, value=None), "must be text, not None"),
+    "a list as index": ("attributions.json", _set("texts", 0, "index", value=[1]), "index must be a whole number"),
+    "a number as text": ("attributions.json", _set("texts", 0, "text", value=5), "text must be text, not 5"),
+    "a number as element": ("attributions.json", _set("texts", 0, "elements", 0, value=5), "element must be text"),
+    "no target": ("attributions.json", _set("texts", 0, "targets", 0, "name", value=None), "target must be text"),
+    "nested": ("attributions.json", _set("texts", 0, "targets", value=5), "TypeError"),
+}
+
+
+def _places(evidence: Evidence) -> dict[str, tuple[Path, str]]:
+    """Of each file its path, and by what it is named where it is skipped: by its model or its run."""
+    client = evidence.store.client
+    run_id, (explained, *_) = evidence.dictionary_runs[0], evidence.attributions
+    (output,) = client.get_run(run_id).outputs.model_outputs
+    model = local_file_uri_to_path(client.get_logged_model(output.model_id).artifact_location)
+    card, labels = Path(model) / "dictionary" / "dictionary.json", _artifact(client, run_id, "concepts/labels.json")
+    return {
+        "dictionary.json": (card, output.model_id),
+        "MLmodel": (Path(model) / "MLmodel", output.model_id),
+        "labels.json": (labels, output.model_id),
+        "attributions.json": (_artifact(client, explained, "attributions/attributions.json"), explained),
+    }
+
+
+def _artifact(client: MlflowClient, run_id: str, path: str) -> Path:
+    return Path(local_file_uri_to_path(client.get_run(run_id).info.artifact_uri)) / path
+
+
+def test_files_of_another_kind_than_this_package_writes_stop_nothing(
+    catalogue: Catalogue, own_evidence: Evidence
+) -> None:
+    places = _places(own_evidence)
+    for what, (file, damage, words) in DAMAGED.items():
+        path, named = places[file]
+        before = path.read_bytes()
+        found: Any = yaml.safe_load(before) if file == "MLmodel" else json.loads(before)
+        damage(found)
+        path.write_text(yaml.safe_dump(found) if file == "MLmodel" else json.dumps(found), encoding="utf-8")
+        rebuilt = catalogue.rebuild(own_evidence.store)
+        assert list(rebuilt.skipped) == [named], (what, rebuilt.skipped)
+        assert words in rebuilt.skipped[named], what
+        assert rebuilt.versions == 3, what
+        path.write_bytes(before)
 
 
 def test_a_run_that_fails_half_way_leaves_what_was_there(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from interpreto_mlops.concepts import ActivationSet
 from interpreto_mlops.concepts.activation_writer import Statistics
@@ -114,3 +115,24 @@ def _resident() -> float:
     """MiB of this process that are in memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 700])
+def test_a_shard_is_the_file_that_safetensors_writes(tmp_path: Path, dtype: torch.dtype, rows: int) -> None:
+    tensors = {
+        "activations": torch.randn(rows, 384).to(dtype),
+        "text_ids": torch.arange(rows, dtype=torch.int32),
+        "spans": torch.arange(2 * rows, dtype=torch.int32).reshape(rows, 2),
+    }
+    entry = write_shard(tmp_path, "ours.safetensors", tensors)
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    content = (tmp_path / "theirs.safetensors").read_bytes()
+    assert (tmp_path / "ours.safetensors").read_bytes() == content
+    assert entry == {
+        "file": "ours.safetensors",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "rows": rows,
+    }
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".safetensors"] == []

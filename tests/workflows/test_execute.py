@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 from interpreto_mlops.attributions import AttributionSet
 from interpreto_mlops.errors import DataError, InputError, ModelOutputError, TrackingError, UnknownNameError
 from interpreto_mlops.tracking.loading import load_model
-from interpreto_mlops.workflows import concepts as concepts_workflow
-from interpreto_mlops.workflows.concepts import hold_out
+from interpreto_mlops.workflows import concept_runs
 from interpreto_mlops.workflows.execute import execute
+from interpreto_mlops.workflows.holdout import hold_out
 from interpreto_mlops.workflows.recipes import load_recipe, parse_recipe
 
 
@@ -145,7 +145,7 @@ def test_a_dictionary_that_fails_half_way_is_marked_and_registers_nothing(
     database, model_folder, data_file, monkeypatch
 ):
     """The third of four cannot be written: two runs are finished; its own, the last and the report have failed."""
-    write = concepts_workflow.write_dictionary
+    write = concept_runs.write_dictionary
     calls = []
 
     def fails_at_the_third(*args, **kwargs):
@@ -154,7 +154,7 @@ def test_a_dictionary_that_fails_half_way_is_marked_and_registers_nothing(
             raise OSError("disk full")
         return write(*args, **kwargs)
 
-    monkeypatch.setattr(concepts_workflow, "write_dictionary", fails_at_the_third)
+    monkeypatch.setattr(concept_runs, "write_dictionary", fails_at_the_third)
     with pytest.raises(OSError, match="disk full"):
         execute(recipe("concepts", model_folder, data_file, database), command="…")
     client = MlflowClient(database, registry_uri=database)

@@ -1,15 +1,16 @@
-"""Where the catalogue is: what the user says, else a file beside MLflow's."""
+"""Where the catalogue is: what the user says, else a file beside MLflow's; and which store it belongs to."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from interpreto_mlops.errors import CatalogueError, TrackingError
-from interpreto_mlops.tracking.addresses import redact, sqlite_file
+from interpreto_mlops.tracking.addresses import is_database, is_http, redact, sqlite_file
 from interpreto_mlops.tracking.store import Store
 
 VARIABLE = "INTERPRETO_CATALOGUE_URI"
@@ -17,6 +18,8 @@ FILE = "catalogue.db"
 FOLDER = "interpreto-runs"
 
 _FORMS = "sqlite:///path/to/catalogue.db or postgresql://user@host/database"
+_LOOPBACK = ("127.0.0.1", "::1")
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _DRIVERS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 
@@ -38,6 +41,32 @@ def catalogue_url(uri: str | None = None, store: Store | None = None) -> URL:
 def shown(url: URL) -> str:
     """Return an address without credentials."""
     return f"sqlite:///{url.database}" if url.drivername == "sqlite" else redact(url.render_as_string())
+
+
+def store_address(store: Store) -> str:
+    """Return the address of an MLflow store as a catalogue knows it, the same however it is written.
+
+    Users, passwords and options, drivers, default ports, links to a file and the names of this machine make no
+    difference. Two names of another machine do.
+    """
+    uri = store.tracking_uri
+    if is_http(uri):
+        parts = urlsplit(uri)
+        return f"{parts.scheme}://{_place(parts.scheme, parts.hostname, parts.port)}{parts.path.rstrip('/')}"
+    if (file := sqlite_file(uri)) is not None:
+        return f"sqlite:///{file.resolve()}"
+    if is_database(uri):
+        url = make_url(uri)
+        backend = url.get_backend_name()
+        return f"{backend}://{_place(backend, url.host, url.port)}/{url.database or ''}"
+    return redact(uri).rstrip("/")
+
+
+def _place(scheme: str, host: str | None, port: int | None) -> str:
+    name = (host or "").lower()
+    name = "localhost" if name in _LOOPBACK else name
+    place = f"[{name}]" if ":" in name else name
+    return place if port in (None, _PORTS.get(scheme)) else f"{place}:{port}"
 
 
 def _default(store: Store | None) -> Path:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from reprlib import repr as short
 from typing import Any
 
 import mlflow.artifacts
+import numpy as np
 import yaml
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
 from mlflow.models.model import MLMODEL_FILE_NAME
 from requests.exceptions import RequestException
 
-from interpreto_mlops.attributions.results import AttributionSet
+from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.concepts.base import CARD_FILE
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context
 from interpreto_mlops.errors import DataError
@@ -27,6 +30,23 @@ from interpreto_mlops.tracking.dictionary_flavor import FLAVOR_NAME
 from interpreto_mlops.tracking.store import Store
 
 FROM_WORDS = "words"
+
+_TEXT_FACTS = ("method", "layer", "base_model", "base_model_id", "base_model_sha256", "data_digest")
+_NUMBER_FACTS = ("n_concepts", "width")
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    yaml.YAMLError,
+)
+
+# What the columns of the two kinds of whole numbers hold.
+_INTEGER, _BIG = 2**31 - 1, 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -63,28 +83,17 @@ class ReadDictionary:
     concepts: tuple[Concept, ...]
 
 
-def read_attributions(store: Store, run_id: str) -> AttributionSet | None:
-    """Return the attributions among a run's artifacts, or None where there are none.
+def checked(explanations: Iterable[Attribution], run_id: str) -> list[Attribution]:
+    """Return explanations of a run's artifacts if they are as this package writes them, and a database takes them.
 
     Raises:
-        DataError: they cannot be read.
-        TrackingError: the store fails.
+        DataError: they are not.
     """
-    with store.guarded(f"list the artifacts of the run {run_id!r}"):
-        paths = [each.path for each in store.client.list_artifacts(run_id, schema.ATTRIBUTIONS)]
-    # Pictures and pages stay where they are.
-    wanted = [path for path in paths if PurePosixPath(path).stem == schema.ATTRIBUTIONS and not path.endswith(".html")]
-    if not wanted:
-        return None
-    with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
-        together = Path(scratch) / "together"
-        together.mkdir()
-        with store.guarded(f"fetch the attributions of the run {run_id!r}"):
-            for path in wanted:
-                local = Path(store.client.download_artifacts(run_id, path, scratch))
-                local.replace(together / local.name)
-        with _readable(f"the attributions of the run {run_id!r}"):
-            return AttributionSet.load(together)
+    found = list(explanations)
+    with _readable(f"the attributions of the run {run_id!r}"):
+        for item in found:
+            _check(item)
+    return found
 
 
 def read_dictionary(store: Store, model: LoggedModel) -> ReadDictionary:
@@ -97,10 +106,19 @@ def read_dictionary(store: Store, model: LoggedModel) -> ReadDictionary:
     what = f"the dictionary {model.model_id!r}"
     with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch, _readable(what):
         entry = yaml.safe_load(_fetch(store, model, MLMODEL_FILE_NAME, scratch).read_text(encoding="utf-8"))
-        facts: Mapping[str, Any] = entry["flavors"][FLAVOR_NAME]
+        facts = _facts(entry["flavors"][FLAVOR_NAME])
         card = json.loads(_fetch(store, model, f"{facts['data']}/{CARD_FILE}", scratch).read_text(encoding="utf-8"))
-        described = [_described(ConceptDescription.from_dict(each)) for each in card["descriptions"] or ()]
-    return ReadDictionary(facts, _labelled(described, _read_labels(store, model.source_run_id)))
+        described = _by_number(_described(ConceptDescription.from_dict(each)) for each in card["descriptions"] or ())
+    return ReadDictionary(facts, _labelled(list(described.values()), _read_labels(store, model.source_run_id)))
+
+
+def _facts(given: Mapping[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {name: _text(given[name], name) for name in _TEXT_FACTS if given.get(name) is not None}
+    facts |= {name: _whole(given[name], name) for name in _NUMBER_FACTS if given.get(name) is not None}
+    folder = PurePosixPath(_text(given["data"], "data"))
+    if folder.is_absolute() or ".." in folder.parts:
+        raise DataError(f"the model's folder of data is {str(folder)!r}, which is outside of the model")
+    return {**facts, "data": str(folder)}
 
 
 def _fetch(store: Store, model: LoggedModel, path: str, scratch: str) -> Path:
@@ -118,13 +136,56 @@ def _fetch(store: Store, model: LoggedModel, path: str, scratch: str) -> Path:
 
 def _described(description: ConceptDescription) -> Concept:
     return Concept(
-        description.concept,
-        description.label,
+        _whole(description.concept, "concept"),
+        _text(description.label, "label"),
         FROM_WORDS,
-        description.density,
-        description.max_activation,
-        description.contexts,
+        _finite(description.density, "density"),
+        _finite(description.max_activation, "max_activation"),
+        tuple(_context(each) for each in description.contexts),
     )
+
+
+def _context(context: Context) -> Context:
+    for name in ("before", "word", "after"):
+        _text(getattr(context, name), name)
+    _whole(context.text_index, "text_index", _BIG)
+    return replace(context, activation=_finite(context.activation, "activation"))
+
+
+def _by_number(concepts: Iterable[Concept]) -> dict[int, Concept]:
+    found: dict[int, Concept] = {}
+    for each in concepts:
+        if found.setdefault(each.number, each) is not each:
+            raise DataError(f"the concept {each.number!r} is there twice")
+    return found
+
+
+def _check(item: Attribution) -> None:
+    for name, value in (("text", item.text), ("method", item.method), *(("element", each) for each in item.elements)):
+        _text(value, name)
+    for target in item.targets:
+        _text(target.name, "target")
+    _whole(item.index, "index", _BIG)
+    if np.isinf(item.scores).any():
+        raise DataError(f"a score of the text {item.index!r} is infinite")
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{name} must be text, not {short(value)}")
+    return value
+
+
+def _whole(value: object, name: str, most: int = _INTEGER) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise DataError(f"{name} must be a whole number from 0 to {most}, not {short(value)}")
+    return value
+
+
+def _finite(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise DataError(f"{name} must be a finite number, not {short(value)}")
+    return float(value)
 
 
 def _read_labels(store: Store, run_id: str | None) -> dict[int, Concept]:
@@ -144,17 +205,15 @@ def _read_labels(store: Store, run_id: str | None) -> dict[int, Concept]:
         with _readable(what):
             table = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-            return {int(row["concept"]): _of_table(row) for row in rows}
+            return _by_number(_of_table(row) for row in rows)
 
 
 def _of_table(row: Mapping[str, Any]) -> Concept:
-    return Concept(
-        int(row["concept"]),
-        str(row["label"]),
-        str(row.get("origin") or FROM_WORDS),
-        row.get("density"),
-        row.get("max_activation"),
+    density, largest = (
+        None if row.get(name) is None else _finite(row[name], name) for name in ("density", "max_activation")
     )
+    origin = _text(row.get("origin") or FROM_WORDS, "origin")
+    return Concept(_whole(row["concept"], "concept"), _text(row["label"], "label"), origin, density, largest)
 
 
 def _labelled(described: list[Concept], table: Mapping[int, Concept]) -> tuple[Concept, ...]:
@@ -169,7 +228,7 @@ def _labelled(described: list[Concept], table: Mapping[int, Concept]) -> tuple[C
 def _readable(what: str) -> Iterator[None]:
     try:
         yield
-    except DataError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except DataError as error:
+        raise DataError(f"cannot read {what}: {error}") from error
+    except _UNREADABLE as error:
         raise DataError(f"cannot read {what}: {type(error).__name__}: {first_line(error)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -18,7 +18,7 @@ from interpreto_mlops.errors import InputError
 from interpreto_mlops.tracking.store import Store
 
 if TYPE_CHECKING:
-    from interpreto_mlops.attributions.results import AttributionSet
+    from interpreto_mlops.attributions.results import Attribution
 
 HIDE_VARIABLE = "INTERPRETO_HIDE_TEXTS"
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -27,8 +27,9 @@ _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 class Catalogue:
     """A database beside MLflow that answers what MLflow cannot: on single texts, words and concepts, and who did what.
 
-    All but the log can be derived again from MLflow (`rebuild`). One catalogue belongs to one MLflow store: two stores
-    have models of the same name. `with Catalogue.connect() as catalogue:` closes it at the end.
+    All but the log can be derived again from MLflow (`rebuild`). One catalogue belongs to one MLflow store, since two
+    stores have models of the same name: that whose evidence comes first, or whose alias is moved first; evidence and
+    moves of another store are refused. `with Catalogue.connect() as catalogue:` closes it at the end.
 
     Arguments:
         database: with the tables of this package; `connect` makes them.
@@ -39,7 +40,12 @@ class Catalogue:
 
     @classmethod
     def connect(
-        cls, uri: str | None = None, *, store: Store | None = None, hide_texts: bool | None = None
+        cls,
+        uri: str | None = None,
+        *,
+        store: Store | None = None,
+        hide_texts: bool | None = None,
+        create: bool = True,
     ) -> Catalogue:
         """Open a catalogue, which is made where it is missing; any number of processes may do so at once.
 
@@ -50,16 +56,18 @@ class Catalogue:
             store: the MLflow store that the catalogue belongs to, where `uri` does not say which one it is.
             hide_texts: True hides the texts, as `hide_texts` does; None asks `INTERPRETO_HIDE_TEXTS`. A catalogue that
                 hides its texts already goes on to do so.
+            create: False for who reads what is to be there: a log that is gone must not look like an empty one.
 
         Raises:
             InputError: False for a catalogue that hides its texts, or a variable that says neither yes nor no.
-            CatalogueError: an address of another kind, a database that does not answer, a newer catalogue.
+            CatalogueError: an address of another kind, a database that does not answer, a newer catalogue, or none
+                where none is to be made.
             MissingDependencyError: PostgreSQL's driver is not installed.
         """
         asked = _hide_by_environment() if hide_texts is None else hide_texts
-        catalogue = cls(Database(catalogue_url(uri, store)))
+        catalogue = cls(Database(catalogue_url(uri, store), create=create))
         try:
-            migrate(catalogue.database)
+            migrate(catalogue.database, create=create)
             if asked:
                 catalogue.hide_texts()
             elif hide_texts is False and catalogue.hides_texts:
@@ -132,7 +140,7 @@ class Catalogue:
 
         Raises:
             TrackingError: there is no such version, or the store fails.
-            CatalogueError: the database fails.
+            CatalogueError: the database fails, or the catalogue belongs to another store.
         """
         return registry_moves.note_registration(self.database, store, name, version, actor)
 
@@ -147,21 +155,28 @@ class Catalogue:
         facts: Mapping[str, Any] | None = None,
         actor: str | None = None,
     ) -> LogEntry:
-        """Let an alias of a registered model name another version, and log it; without the entry it does not move.
+        """Let an alias of a registered model name another version, and log it: both, or neither.
 
-        A process that is killed between the two leaves a move without an entry.
+        What is given is checked first. Then, in one transaction for which others who move an alias by this catalogue
+        wait, the alias is read, the entry written, the alias moved and the transaction committed, so that the last
+        entry says what the alias names. Where moving it fails there is no entry. Where the commit fails the alias is
+        moved back, unless it names something else by then; a process that is killed between moving and committing
+        leaves a move without an entry, and so does who moves an alias past the catalogue.
 
         Arguments:
             store: where the model is registered.
             name, alias, version: what is to name what.
-            action: `promote` where an audit was passed.
+            action: `move_alias`, or `promote` where an audit was passed.
             facts: what the entry says beside the version, such as the run of the audit.
             actor: who; by default the user that the operating system runs this process as.
 
         Raises:
-            TrackingError: there is no such version, or the store fails.
-            InputError: facts that are no JSON; the alias is where it was then.
-            CatalogueError: the database fails; the alias is where it was then.
+            UnknownNameError: another action; nothing has moved then.
+            InputError: facts that are no JSON; nothing has moved then.
+            TrackingError: there is no such version, or the store fails; the message says where the alias may have moved
+                nevertheless.
+            CatalogueError: the database fails, or the catalogue belongs to another store, or is in the registry's own
+                SQLite file, which has one writer at a time; the alias is where it was then.
         """
         return registry_moves.move_alias(
             self.database, store, name, alias, version, action=action, facts=facts, actor=actor
@@ -187,23 +202,25 @@ class Catalogue:
             known: hashes by the entries' numbers, as kept outside of the catalogue; the verdict's `head` is one.
 
         Raises:
+            InputError: what is no entry's number.
             CatalogueError: the database fails.
         """
         return log.verify(self.database, known)
 
-    def record_run(self, store: Store, run_id: str, *, explanations: AttributionSet | None = None) -> None:
+    def record_run(self, store: Store, run_id: str, *, explanations: Iterable[Attribution] | None = None) -> None:
         """Take over what a run holds, in the place of what was taken over before.
 
         Arguments:
             store: where the run is.
             run_id: of a run that explains a model, audits it or reports on it.
-            explanations: the run's attributions where they are at hand; by default they are read from its artifacts.
+            explanations: all of the run's attributions, by all of its methods, where they are at hand; by default they
+                are read from its artifacts.
 
         Raises:
             InputError: a run of another kind.
             DataError: artifacts that cannot be read.
             TrackingError: the store fails.
-            CatalogueError: the database fails; nothing was changed then.
+            CatalogueError: the database fails, or the catalogue belongs to another store; nothing was changed then.
         """
         rebuilding.record_run(self.database, store, run_id, explanations)
 
@@ -212,7 +229,7 @@ class Catalogue:
 
         Raises:
             TrackingError: there is no such version, or the store fails.
-            CatalogueError: the database fails; nothing was changed then.
+            CatalogueError: the database fails, or the catalogue belongs to another store; nothing was changed then.
         """
         rebuilding.record_version(self.database, store, name, version)
 
@@ -223,7 +240,7 @@ class Catalogue:
 
         Raises:
             TrackingError: the store fails; what was read before is kept.
-            CatalogueError: the database fails.
+            CatalogueError: the database fails, or the catalogue belongs to another store.
         """
         return rebuilding.rebuild(self.database, store)
 

@@ -29,15 +29,18 @@ class Database:
 
     Arguments:
         url: of a SQLite file or a PostgreSQL database.
+        create: whether a SQLite file and its folder are made where they are missing.
 
     Raises:
         MissingDependencyError: PostgreSQL's driver is not installed.
-        CatalogueError: the folder of a SQLite file cannot be made.
+        CatalogueError: a SQLite file that is missing, or whose folder cannot be made.
     """
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, create: bool = True) -> None:
         self.shown = shown(url)
         self.is_sqlite = url.get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            self._find(Path(str(url.database)), create)
         self.engine = _sqlite(url) if self.is_sqlite else _postgresql(url)
         # COPY goes past SQLAlchemy, and its errors too.
         driver: Any = self.engine.dialect.dbapi
@@ -65,12 +68,32 @@ class Database:
         """
         with self._guarded("be written"), self.engine.connect() as connection:
             connection = connection.execution_options(**{_WRITES: True})
-            with connection.begin():
-                yield connection
+            try:
+                with connection.begin():
+                    yield connection
+            except BaseException:
+                # After a commit that failed the driver's transaction may be open, and hold everybody up.
+                connection.invalidate()
+                raise
 
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+    def missing(self) -> CatalogueError:
+        """Return the error that says that no catalogue is here."""
+        remedy = "give the address of one, or make it with: interpreto-mlops catalogue rebuild"
+        return CatalogueError(f"there is no catalogue at {self.shown!r}; {remedy}")
+
+    def _find(self, file: Path, create: bool) -> None:
+        if not create and not file.is_file():
+            raise self.missing()
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CatalogueError(
+                f"cannot make the folder of the catalogue {str(file)!r}: {first_line(error)}"
+            ) from error
 
     @contextmanager
     def _guarded(self, action: str) -> Iterator[None]:
@@ -83,12 +106,6 @@ class Database:
 
 
 def _sqlite(url: URL) -> Engine:
-    try:
-        Path(str(url.database)).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CatalogueError(
-            f"cannot make the folder of the catalogue {url.database!r}: {first_line(error)}"
-        ) from error
     engine = sqlalchemy.create_engine(url, hide_parameters=True, connect_args={"timeout": WAIT_SECONDS})
 
     @event.listens_for(engine, "connect")

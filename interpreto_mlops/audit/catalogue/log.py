@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 from sqlalchemy.engine import RowMapping
 
 from interpreto_mlops.audit.catalogue.database import Database
@@ -122,9 +122,29 @@ def append(
     store: str | None = None,
 ) -> LogEntry:
     """Add an entry to the log; see `Catalogue.append`."""
+    entry = prepared(action, subject, before=before, after=after, actor=actor, store=store)
+    with database.writing() as connection:
+        return append_to(connection, entry)
+
+
+def prepared(
+    action: str,
+    subject: str,
+    *,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+    actor: str | None = None,
+    store: str | None = None,
+) -> dict[str, str | None]:
+    """Return an entry as `append_to` takes it; the arguments are those of `Catalogue.append`.
+
+    Raises:
+        UnknownNameError: another action.
+        InputError: no subject, or what is no JSON.
+    """
     if not subject or len(subject) > _MAX_OBJECT:
         raise InputError(f"the object of a log entry must have 1 to {_MAX_OBJECT} characters, unlike {subject!r}")
-    entry = {
+    return {
         "actor": storable(actor or operating_system_user()),
         "action": Action.parse(action).value,
         "object": storable(redact(subject)),
@@ -132,13 +152,16 @@ def append(
         "before": _json(before, "before"),
         "after": _json(after, "after"),
     }
-    with database.writing() as connection:
-        return append_to(connection, entry)
+
+
+def hold(connection: Connection) -> Row[int, str]:
+    """Return number and hash of the last entry; nobody else adds one before the end of the transaction."""
+    return connection.execute(select(LogHeadRow.sequence, LogHeadRow.hash).with_for_update()).one()
 
 
 def append_to(connection: Connection, entry: Mapping[str, str | None]) -> LogEntry:
-    """Add an entry in a transaction that writes; nobody else adds one before its end."""
-    head = connection.execute(select(LogHeadRow.sequence, LogHeadRow.hash).with_for_update()).one()
+    """Add an entry in a transaction that writes."""
+    head = hold(connection)
     # The time is taken while others wait, so that it follows the order where the clocks agree.
     at = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     values = {**entry, "at": at, "sequence": int(head.sequence) + 1, "previous": str(head.hash)}
@@ -168,6 +191,9 @@ def entries(database: Database, *, last: int | None = None) -> list[LogEntry]:
 
 def verify(database: Database, known: Mapping[int, str] | None = None) -> LogVerdict:
     """Look through the whole log; see `Catalogue.verify_log`."""
+    for number in known or ():
+        if number < 1:
+            raise InputError(f"the entries of the log are numbered from 1, so none is kept of {number!r}")
     with database.reading() as connection:
         return _verify(connection, dict(known or {}))
 

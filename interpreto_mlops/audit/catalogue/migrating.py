@@ -47,15 +47,22 @@ def head() -> str:
     return str(_script().get_current_head())
 
 
-def migrate(database: Database) -> bool:
+def migrate(database: Database, *, create: bool = True) -> bool:
     """Bring the database to this package's schema; return whether anything was to do.
 
+    Arguments:
+        database: to be brought there.
+        create: whether a catalogue is made where there is none.
+
     Raises:
-        CatalogueError: a newer package made the catalogue, or the database fails.
+        CatalogueError: a newer package made the catalogue, there is none to go on from, or the database fails.
     """
     with database.reading() as connection:
-        if _current(connection, database.shown) == head():
-            return False
+        revision = _current(connection, database.shown)
+    if revision == head():
+        return False
+    if revision is None and not create:
+        raise database.missing()
     with database.writing() as connection:
         if not database.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})

@@ -8,10 +8,10 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
-from sqlalchemy import Connection, Executable, select, union
+from sqlalchemy import Connection, Executable, Select, func, select, union
 
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry
@@ -30,6 +30,7 @@ from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.registry import Registry
 
 Question = Callable[..., pd.DataFrame]
+_Places: TypeAlias = "Select[int, int, str, int, float]"
 QUESTIONS: Registry[Question] = Registry("question")
 
 _VERSION = re.compile(r"^(?:models:/)?(?P<name>[^/:@]+)/(?P<version>\d+)$")
@@ -120,8 +121,9 @@ def texts_with_word(
         limit: the most texts, those with the largest scores first; 0 for all.
 
     Returns:
-        One row for each text, target and run: text_index, text (None where the catalogue hides it), text_sha256,
-        target, rank, score, method, dataset, run_id.
+        One row for each text, target, method and run: text_index, text (None where the catalogue hides it),
+        text_sha256, target, rank and score (the best where the word stands there several times), method, dataset,
+        run_id.
 
     Raises:
         InputError: the catalogue has no attributions of that version, which is another thing than no such text.
@@ -132,31 +134,23 @@ def texts_with_word(
         raise InputError(f"limit must not be negative, not {limit!r}")
     with database.reading() as connection:
         runs = _runs_with_attributions(connection, version, method)
+        found = _places_of_word(runs, word, target, k, method).limit(limit or _EVERYTHING).subquery()
         statement = (
             select(
                 SampleRow.text_index,
                 SampleRow.text,
                 SampleRow.sha256.label("text_sha256"),
-                AttributionRow.target,
-                AttributionRow.rank,
-                AttributionRow.score,
-                RunRow.method,
+                found.c.target,
+                found.c.rank,
+                found.c.score,
+                SampleRow.method,
                 RunRow.dataset,
                 RunRow.run_id,
             )
-            .join(RunRow, RunRow.id == AttributionRow.run)
-            .join(SampleRow, (SampleRow.run == AttributionRow.run) & (SampleRow.place == AttributionRow.place))
-            .where(
-                AttributionRow.run.in_(runs),
-                AttributionRow.word.in_((plain_word(word), hidden_word(word))),
-                AttributionRow.rank <= k,
-                AttributionRow.score > 0,
-            )
-            .order_by(AttributionRow.score.desc(), AttributionRow.run, AttributionRow.place)
-            .limit(limit or _EVERYTHING)
+            .join(RunRow, RunRow.id == found.c.run)
+            .join(SampleRow, (SampleRow.run == found.c.run) & (SampleRow.place == found.c.place))
+            .order_by(found.c.score.desc(), found.c.run, found.c.place, found.c.target)
         )
-        if target is not None:
-            statement = statement.where(AttributionRow.target.in_((plain_name(target), hidden_name(target))))
         return _frame(connection, statement)
 
 
@@ -279,15 +273,36 @@ def _moment(text: str) -> datetime:
 
 
 def _runs_with_attributions(connection: Connection, version: str, method: str | None) -> list[int]:
-    statement = select(RunRow.id).where(RunRow.id.in_(_run_keys(connection, version)))
-    statement = statement.where(RunRow.kind.contains("attributions"), RunRow.status.not_in(_NO_EVIDENCE))
+    explained = select(SampleRow.place).where(SampleRow.run == RunRow.id)
     if method is not None:
-        statement = statement.where(RunRow.method == method)
+        explained = explained.where(SampleRow.method == method)
+    statement = select(RunRow.id).where(
+        RunRow.id.in_(_run_keys(connection, version)), RunRow.status.not_in(_NO_EVIDENCE), explained.exists()
+    )
     found = [int(key) for key in connection.scalars(statement)]
     if not found:
         by = "" if method is None else f" by {method!r}"
         raise InputError(f"the catalogue has no attributions{by} of {version!r}; {_REMEDY}")
     return found
+
+
+def _places_of_word(runs: list[int], word: str, target: str | None, k: int, method: str | None) -> _Places:
+    """Select the texts and targets for which a word is among the k that speak most, those with the best scores first.
+
+    The word may stand in a text several times, and a language model may have written a target several times.
+    """
+    row = AttributionRow
+    rank, score = func.min(row.rank), func.max(row.score)
+    statement = select(row.run, row.place, row.target, rank.label("rank"), score.label("score")).where(
+        row.run.in_(runs), row.word.in_((plain_word(word), hidden_word(word))), row.rank <= k, row.score > 0
+    )
+    if target is not None:
+        statement = statement.where(row.target.in_((plain_name(target), hidden_name(target))))
+    if method is not None:
+        same = (SampleRow.run == row.run) & (SampleRow.place == row.place)
+        statement = statement.join(SampleRow, same).where(SampleRow.method == method)
+    place = (row.run, row.place, row.target)
+    return statement.group_by(*place).order_by(score.desc(), *place)
 
 
 def _evidence(connection: Connection, version: str) -> list[tuple[str, str]]:

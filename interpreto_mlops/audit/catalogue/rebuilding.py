@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -11,20 +10,21 @@ from typing import Any
 
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from sqlalchemy import Connection, delete, select
 
-from interpreto_mlops.attributions.results import AttributionSet
+from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.audit.catalogue import artifacts, writing
+from interpreto_mlops.audit.catalogue.addresses import store_address
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.tables import DictionaryRow, RunRow, VersionRow
 from interpreto_mlops.audit.catalogue.texts import storable
 from interpreto_mlops.errors import CatalogueError, InputError, InterpretoError, TrackingError
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.reading import kinds_of, read_explanations
+from interpreto_mlops.tracking.resolving import model_id_of
 from interpreto_mlops.tracking.store import Store
 
 _PAGE = 200
-_SOURCE = re.compile(r"^models:/(?P<id>m-[0-9a-f]{32})$")
 _CURVES = (f"{schema.CURVE}/", f"{schema.TRAIN}/")
 
 
@@ -45,11 +45,13 @@ class Rebuilt:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def record_run(database: Database, store: Store, run_id: str, explanations: AttributionSet | None = None) -> None:
+def record_run(
+    database: Database, store: Store, run_id: str, explanations: Iterable[Attribution] | None = None
+) -> None:
     """Take over what a run holds; see `Catalogue.record_run`."""
     with store.guarded(f"read the run {run_id!r}"):
         run = store.client.get_run(run_id)
-    kinds = _kinds(run)
+    kinds = kinds_of(run)
     if not kinds:
         raise InputError(f"the run {run_id!r} is none that explains, audits or reports: it has no {schema.TAG_KIND!r}")
     if explanations is None:
@@ -67,12 +69,15 @@ def record_version(database: Database, store: Store, name: str, version: str | i
     """Take over a registered version; see `Catalogue.record_version`."""
     with store.guarded(f"read the version {str(version)!r} of {name!r}"):
         found = store.client.get_model_version(name, str(version))
+    row = _version_row(store, found)
     with database.writing() as connection:
-        writing.replace_version(connection, _version_row(store, found))
+        writing.replace_version(connection, row)
 
 
 def rebuild(database: Database, store: Store) -> Rebuilt:
     """Derive everything but the log from a store; see `Catalogue.rebuild`."""
+    with database.reading() as connection:
+        writing.check_store(connection, store_address(store))
     found = Rebuilt()
     seen: dict[str, set[Any]] = {"runs": set(), "dictionaries": set(), "versions": set()}
     experiments = [str(each.experiment_id) for each in _pages(store, store.client.search_experiments)]
@@ -91,14 +96,14 @@ def rebuild(database: Database, store: Store) -> Rebuilt:
 
     def write_version(version: ModelVersion) -> None:
         seen["versions"].add((version.name, int(version.version)))
+        row = _version_row(store, version)
         with database.writing() as connection:
-            writing.replace_version(connection, _version_row(store, version))
+            writing.replace_version(connection, row)
 
     _each(_runs(store, experiments), lambda run: str(run.info.run_id), write_run, found.skipped)
     _each(_dictionaries(store, experiments), lambda model: str(model.model_id), write_dictionary, found.skipped)
     _each(_versions(store), lambda version: f"{version.name}/{version.version}", write_version, found.skipped)
-    found.removed = _remove_others(database, store, seen)
-    found.runs, found.dictionaries, found.versions = (len(each) for each in seen.values())
+    _remove_others(database, store, seen, found)
     return found
 
 
@@ -129,7 +134,7 @@ def _pages(store: Store, search: Callable[..., Any], **arguments: Any) -> Iterat
 def _runs(store: Store, experiments: list[str]) -> Iterator[Run]:
     ours = f"tags.`{schema.TAG_KIND}` LIKE '%'"
     found = _pages(store, store.client.search_runs, experiment_ids=experiments, filter_string=ours)
-    return (run for run in found if _kinds(run))
+    return (run for run in found if kinds_of(run))
 
 
 def _dictionaries(store: Store, experiments: list[str]) -> Iterator[LoggedModel]:
@@ -146,55 +151,48 @@ def _versions(store: Store) -> Iterator[ModelVersion]:
 
 def _dictionary(store: Store, model_id: str) -> LoggedModel | None:
     """Return a logged model if it is a whole dictionary, or None where it is not, or is gone."""
-    try:
-        with store.guarded(f"read the model {model_id!r}"):
-            model = store.client.get_logged_model(model_id)
-    except TrackingError as error:
-        cause = error.__context__
-        if isinstance(cause, MlflowException) and cause.error_code in {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}:
-            return None
-        raise
-    whole = model.model_type == schema.DICTIONARY_KIND and model.status == LoggedModelStatus.READY
-    return model if whole else None
+    model = store.if_there(f"read the model {model_id!r}", lambda: store.client.get_logged_model(model_id))
+    if model is None or model.model_type != schema.DICTIONARY_KIND or model.status != LoggedModelStatus.READY:
+        return None
+    return model
 
 
-def _kinds(run: Run) -> list[str]:
-    given = run.data.tags.get(schema.TAG_KIND, "").split(",")
-    return [kind for kind in given if kind in schema.KINDS]
-
-
-def _attributions(store: Store, run: Run) -> AttributionSet | None:
+def _attributions(store: Store, run: Run) -> list[Attribution]:
+    """Return the attributions among a run's artifacts, by all of its methods."""
     # What a failed run has left behind is no evidence, and may be half of it.
-    whole = run.info.status not in {"FAILED", "KILLED"}
-    return artifacts.read_attributions(store, run.info.run_id) if whole and "attributions" in _kinds(run) else None
+    if run.info.status in {"FAILED", "KILLED"} or "attributions" not in kinds_of(run):
+        return []
+    run_id = str(run.info.run_id)
+    found = (item for method in read_explanations(store, run_id) for item in method.explanations)
+    return artifacts.checked(found, run_id)
 
 
-def _write_run(connection: Connection, store: Store, run: Run, explanations: AttributionSet | None) -> None:
+def _write_run(connection: Connection, store: Store, run: Run, explanations: Iterable[Attribution]) -> None:
     scores = {
         name: None if math.isnan(value) else value
         for name, value in run.data.metrics.items()
         if not name.startswith(_CURVES)
     }
-    writing.replace_run(connection, _run_row(store, run), scores, explanations or ())
+    writing.replace_run(connection, _run_row(store, run), scores, explanations)
 
 
 def _run_row(store: Store, run: Run) -> writing.Row:
-    tags, params = run.data.tags, run.data.params
+    tags = run.data.tags
     given = run.inputs.dataset_inputs if run.inputs else []
     dataset = given[0].dataset if given else None
     row = {
         "run_id": run.info.run_id,
-        "store": store.shown,
+        "store": store_address(store),
         "experiment_id": str(run.info.experiment_id),
         "name": run.info.run_name,
-        "kind": ",".join(_kinds(run)),
+        "kind": ",".join(kinds_of(run)),
         "status": run.info.status,
         "suite": tags.get(schema.TAG_SUITE),
         "model_uri": tags.get(schema.TAG_MODEL_URI),
         "model_id": tags.get(schema.TAG_MODEL_ID),
         "model_fingerprint": tags.get(schema.TAG_MODEL_FINGERPRINT),
-        "layer": params.get("layer"),
-        "method": params.get("method"),
+        "layer": _param(run, "layer"),
+        "method": _param(run, "method"),
         "dataset": dataset and dataset.name,
         "dataset_digest": dataset and dataset.digest,
         "started_at": _at(run.info.start_time),
@@ -203,13 +201,20 @@ def _run_row(store: Store, run: Run) -> writing.Row:
     return _clean(row)
 
 
+def _param(run: Run, name: str) -> str | None:
+    """Return a parameter of ours: in a run of the user's, who has one of the same name, it is under its kind."""
+    params: dict[str, str] = run.data.params
+    ours = [params[own] for kind in kinds_of(run) if (own := schema.param_of_kind(kind, name)) in params]
+    return ours[0] if ours else params.get(name)
+
+
 def _write_dictionary(
     connection: Connection, store: Store, model: LoggedModel, dictionary: artifacts.ReadDictionary
 ) -> None:
     facts, tags = dictionary.facts, model.tags or {}
     row = {
         "model_id": model.model_id,
-        "store": store.shown,
+        "store": store_address(store),
         "run_id": model.source_run_id or None,
         "name": model.name,
         "method": facts.get("method"),
@@ -227,39 +232,41 @@ def _write_dictionary(
 
 
 def _version_row(store: Store, version: ModelVersion) -> writing.Row:
-    source, tags = version.source or "", version.tags or {}
-    match = _SOURCE.match(source)
+    tags = version.tags or {}
     # A dictionary's version has the fingerprint of its base: it is not its own.
     own = tags.get(schema.TAG_KIND) != schema.DICTIONARY_KIND
     row = {
         "name": version.name,
         "version": int(version.version),
-        "store": store.shown,
-        "model_id": match["id"] if match else None,
+        "store": store_address(store),
+        "model_id": model_id_of(store, version),
         "run_id": version.run_id or None,
-        "source": source or None,
+        "source": version.source or None,
         "fingerprint": tags.get(schema.TAG_MODEL_FINGERPRINT) if own else None,
         "created_at": _at(version.creation_timestamp),
     }
     return _clean(row)
 
 
-def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]]) -> int:
-    """Remove what the catalogue has of the store and the store no longer has; return how much."""
+def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]], found: Rebuilt) -> None:
+    """Remove what the catalogue has of the store and the store no longer has, and count both."""
+    here = store_address(store)
     with database.writing() as connection:
-        here = store.shown
-        runs = set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))) - seen["runs"]
-        models = select(DictionaryRow.model_id).where(DictionaryRow.store == here)
-        dictionaries = set(connection.scalars(models)) - seen["dictionaries"]
-        named = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
-        versions = {(name, version) for name, version in named} - seen["versions"]
-        for run_id in runs:
+        versions = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
+        held: dict[str, set[Any]] = {
+            "runs": set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))),
+            "dictionaries": set(connection.scalars(select(DictionaryRow.model_id).where(DictionaryRow.store == here))),
+            "versions": {(name, version) for name, version in versions},
+        }
+        gone = {name: held[name] - seen[name] for name in held}
+        for run_id in gone["runs"]:
             writing.delete_run(connection, run_id)
-        for model_id in dictionaries:
+        for model_id in gone["dictionaries"]:
             connection.execute(delete(DictionaryRow).where(DictionaryRow.model_id == model_id))
-        for name, version in versions:
+        for name, version in gone["versions"]:
             connection.execute(delete(VersionRow).where(VersionRow.name == name, VersionRow.version == version))
-    return len(runs) + len(dictionaries) + len(versions)
+    found.runs, found.dictionaries, found.versions = (len(held[name] - gone[name]) for name in held)
+    found.removed = sum(map(len, gone.values()))
 
 
 def _clean(row: writing.Row) -> writing.Row:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from interpreto_mlops.audit.catalogue import log, rebuilding
+from interpreto_mlops.audit.catalogue import log, rebuilding, writing
+from interpreto_mlops.audit.catalogue.addresses import store_address
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry
+from interpreto_mlops.errors import CatalogueError, TrackingError, UnknownNameError
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.addresses import first_line, sqlite_file
 from interpreto_mlops.tracking.store import Store
+
+MOVES = (Action.MOVE_ALIAS, Action.PROMOTE)
 
 _NO_ALIAS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 
@@ -41,29 +47,66 @@ def move_alias(
     actor: str | None = None,
 ) -> LogEntry:
     """Move an alias and log it; see `Catalogue.move_alias`."""
+    if (given := Action.parse(action)) not in MOVES:
+        raise UnknownNameError("action on an alias", given.value, [each.value for each in MOVES])
+    _check_apart(database, store)
     with store.guarded(f"read the version {str(version)!r} of {name!r}"):
-        store.client.get_model_version(name, str(version))
-    before = _version_of(store, name, alias)
-    with store.guarded(f"move the alias {alias!r} of {name!r}"):
-        store.client.set_registered_model_alias(name, alias, str(version))
+        number = str(store.client.get_model_version(name, str(version)).version)
+    subject, after = f"models:/{name}@{alias}", {**(facts or {}), "uri": f"models:/{name}/{number}"}
+    # All that can be wrong with an entry is found before anything moves.
+    log.prepared(action, subject, after=after, actor=actor, store=store.shown)
+    with database.writing() as connection:
+        writing.claim(connection, store_address(store))
+        # Who moves an alias waits here for the others, so that what it was before is what they made of it.
+        log.hold(connection)
+        found = _version_of(store, name, alias)
+        before = None if found is None else {"uri": f"models:/{name}/{found}"}
+        entry = log.prepared(action, subject, before=before, after=after, actor=actor, store=store.shown)
+        written = log.append_to(connection, entry)
+        with _moved_back_on_failure(store, name, alias, number, found):
+            with store.guarded(f"move the alias {alias!r} of {name!r}"):
+                store.client.set_registered_model_alias(name, alias, number)
+            connection.commit()
+    return written
+
+
+@contextmanager
+def _moved_back_on_failure(store: Store, name: str, alias: str, ours: str, before: str | None) -> Iterator[None]:
+    """Let an alias name what it named where it could not be logged, unless somebody else has moved it since."""
     try:
-        return log.append(
-            database,
-            action,
-            f"models:/{name}@{alias}",
-            before=None if before is None else {"uri": f"models:/{name}/{before}"},
-            after={**(facts or {}), "uri": f"models:/{name}/{version}"},
-            actor=actor,
-            store=store.shown,
-        )
-    except BaseException:
-        # An alias that moved without an entry is what the log is there to rule out.
-        with store.guarded(f"move the alias {alias!r} of {name!r} back"):
-            if before is None:
-                store.client.delete_registered_model_alias(name, alias)
-            else:
-                store.client.set_registered_model_alias(name, alias, before)
+        yield
+    except BaseException as error:
+        # A move whose answer was lost was made, too.
+        try:
+            if before != ours and _version_of(store, name, alias) == ours:
+                _move_back(store, name, alias, before)
+        except TrackingError as failed:
+            said = f"the alias {alias!r} of {name!r} may name version {ours!r} without an entry in the log"
+            raise TrackingError(f"{said}; look at it: {first_line(error)}; {failed}") from None
         raise
+
+
+def _move_back(store: Store, name: str, alias: str, before: str | None) -> None:
+    with store.guarded(f"move the alias {alias!r} of {name!r} back"):
+        if before is None:
+            store.client.delete_registered_model_alias(name, alias)
+        else:
+            store.client.set_registered_model_alias(name, alias, before)
+
+
+def _check_apart(database: Database, store: Store) -> None:
+    """Refuse a catalogue in the registry's own SQLite file: MLflow cannot write there while the entry is written."""
+    theirs = sqlite_file(store.registry_uri)
+    if (
+        database.is_sqlite
+        and theirs is not None
+        and theirs.exists()
+        and theirs.samefile(str(database.engine.url.database))
+    ):
+        raise CatalogueError(
+            f"the catalogue at {database.shown!r} is in the file of MLflow's registry, where an alias cannot be moved "
+            "and logged in one go; keep the catalogue in a file of its own"
+        )
 
 
 def _version_of(store: Store, name: str, alias: str) -> str | None:

@@ -66,16 +66,17 @@ class RunRow(Base):
 
 
 class SampleRow(Base):
-    """A text that a run explains."""
+    """A text that a run explains by a method."""
 
     __tablename__ = "catalogue_sample"
-    __table_args__ = (Index(None, "sha256"),)
+    __table_args__ = (Index(None, "sha256"), Index(None, "run", "method"))
 
     run: Mapped[int] = mapped_column(_Key, ForeignKey("catalogue_run.id", ondelete="CASCADE"), primary_key=True)
     place: Mapped[int] = mapped_column(Integer, primary_key=True)
     text_index: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(Text)
     text: Mapped[str | None] = mapped_column(Text)
+    method: Mapped[str | None] = mapped_column(Text)
 
 
 class AttributionRow(Base):

@@ -39,12 +39,13 @@ from interpreto_mlops.audit.catalogue.texts import (
     storable,
 )
 from interpreto_mlops.concepts.interpretation import DEAD, NO_WORD
+from interpreto_mlops.errors import CatalogueError
 
 Row = dict[str, Any]
 
 # The words kept of each text and target, the first of its ranking.
 TOP_WORDS = 20
-TEXTS = "texts"
+TEXTS, STORE = "texts", "store"
 KEPT, HASHED = "kept", "hashed"
 
 _CHUNK = 10_000
@@ -56,6 +57,39 @@ def keeps_texts(connection: Connection, *, hold: bool = True) -> bool:
     statement = select(Setting.value).where(Setting.name == TEXTS)
     # FOR SHARE lets other writers go on.
     return connection.scalar(statement.with_for_update(read=True) if hold else statement) != HASHED
+
+
+def claim(connection: Connection, store: str) -> None:
+    """Make the catalogue that of a store, if it is nobody's yet, in a transaction that writes.
+
+    Arguments:
+        connection: of the transaction; nobody else can make the catalogue another store's before its end.
+        store: the address that `store_address` returns.
+
+    Raises:
+        CatalogueError: the catalogue is another store's.
+    """
+    if not _is_of(connection, store, hold=True):
+        statement = "INSERT INTO catalogue_setting (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING"
+        connection.execute(text(statement), {"name": STORE, "value": store})
+        # Somebody else may have been faster.
+        _is_of(connection, store, hold=False)
+
+
+def check_store(connection: Connection, store: str) -> None:
+    """Raise the error of `claim` where that would raise it; a catalogue that is nobody's yet stays so."""
+    _is_of(connection, store, hold=False)
+
+
+def _is_of(connection: Connection, store: str, *, hold: bool) -> bool:
+    statement = select(Setting.value).where(Setting.name == STORE)
+    held = connection.scalar(statement.with_for_update(read=True) if hold else statement)
+    if held not in (None, store):
+        raise CatalogueError(
+            f"this catalogue holds the evidence of the MLflow store at {held!r}, and takes none of that at {store!r}; "
+            "give that store a catalogue of its own, or the address by which the catalogue knows it"
+        )
+    return held is not None
 
 
 def bulk_insert(connection: Connection, model: type[Base], rows: Iterable[Row]) -> int:
@@ -87,6 +121,7 @@ def replace_run(
     connection: Connection, run: Row, scores: Mapping[str, float | None], explanations: Iterable[Attribution]
 ) -> int:
     """Write a run with its scores and attributions in the place of what was there of it; return its key."""
+    claim(connection, str(run["store"]))
     _alone(connection, f"run {run['run_id']}")
     delete_run(connection, str(run["run_id"]))
     (key,) = connection.execute(insert(RunRow).values(run).returning(RunRow.id)).one()
@@ -128,6 +163,7 @@ def _sample(key: int, place: int, item: Attribution, keep: bool) -> Row:
         "text_index": item.index,
         "sha256": sha256_of(item.text),
         "text": storable(item.text) if keep else None,
+        "method": storable(item.method),
     }
 
 
@@ -152,6 +188,7 @@ def _attributions(key: int, place: int, item: Attribution, keep: bool, word_of: 
 
 def replace_dictionary(connection: Connection, dictionary: Row, concepts: Sequence[Concept]) -> None:
     """Write a dictionary with its concepts in the place of what was there of it."""
+    claim(connection, str(dictionary["store"]))
     _alone(connection, f"dictionary {dictionary['model_id']}")
     keep = keeps_texts(connection)
     connection.execute(delete(DictionaryRow).where(DictionaryRow.model_id == dictionary["model_id"]))
@@ -187,6 +224,7 @@ def _activations(key: str, concept: Concept, keep: bool) -> Iterator[Row]:
 
 def replace_version(connection: Connection, version: Row) -> None:
     """Write a registered version in the place of what was there of it."""
+    claim(connection, str(version["store"]))
     _alone(connection, f"version {version['name']}/{version['version']}")
     same = (VersionRow.name == version["name"]) & (VersionRow.version == version["version"])
     connection.execute(delete(VersionRow).where(same))

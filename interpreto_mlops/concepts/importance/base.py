@@ -29,6 +29,7 @@ class _Methods(Registry[type["ImportanceMethod"]]):
     """A registry that tells each class the name it is registered by."""
 
     def register(self, name: str) -> Callable[[C], C]:
+        """Return a decorator that registers a class and tells it its name."""
         remember = super().register(name)
 
         def decorate(method: C) -> C:

@@ -5,13 +5,18 @@ There is no way back: it would throw the log away.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0001"
 down_revision = None
 
-_KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_Kind = sa.types.TypeEngine[Any]
+
+_TEXT = sa.Text()
+_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _SQLITE = (
     """CREATE TRIGGER catalogue_log_update BEFORE UPDATE ON catalogue_log
     BEGIN SELECT RAISE(ABORT, 'the log of the catalogue only grows'); END""",
@@ -46,179 +51,178 @@ _POSTGRESQL = (
 
 def upgrade() -> None:
     """Make the tables, the log's triggers, and the head of the empty log."""
-    _runs()
-    _models()
-    _kept()
+    for make in (_runs, _samples, _attributions, _scores, _dictionaries, _concepts, _activations, _versions):
+        make()
+    _settings()
+    _log()
     for statement in _SQLITE if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL:
         op.execute(statement)
     head = sa.table("catalogue_log_head", sa.column("id"), sa.column("sequence"), sa.column("hash"))
     op.bulk_insert(head, [{"id": 1, "sequence": 0, "hash": "0" * 64}])
 
 
+def _needed(kind: _Kind, *names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, nullable=False) for name in names]
+
+
+def _optional(kind: _Kind, *names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name, kind, nullable=True) for name in names]
+
+
+def _key(table: str, *names: str) -> sa.PrimaryKeyConstraint:
+    return sa.PrimaryKeyConstraint(*names, name=op.f(f"pk_{table}"))
+
+
+def _part_of(table: str, name: str, whole: str) -> sa.ForeignKeyConstraint:
+    return sa.ForeignKeyConstraint([name], [whole], name=op.f(f"fk_{table}_{name}"), ondelete="CASCADE")
+
+
+def _unique(table: str, name: str) -> sa.UniqueConstraint:
+    return sa.UniqueConstraint(name, name=op.f(f"uq_{table}_{name}"))
+
+
+def _index(table: str, *names: str) -> None:
+    op.create_index(op.f(f"ix_{table}_{'_'.join(names)}"), table, list(names))
+
+
 def _runs() -> None:
+    table = "catalogue_run"
     op.create_table(
-        "catalogue_run",
-        sa.Column("id", _KEY, autoincrement=True, nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=False),
-        sa.Column("store", sa.Text(), nullable=False),
-        sa.Column("experiment_id", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=True),
-        sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("status", sa.Text(), nullable=False),
-        sa.Column("suite", sa.Text(), nullable=True),
-        sa.Column("model_uri", sa.Text(), nullable=True),
-        sa.Column("model_id", sa.Text(), nullable=True),
-        sa.Column("model_fingerprint", sa.Text(), nullable=True),
-        sa.Column("layer", sa.Text(), nullable=True),
-        sa.Column("method", sa.Text(), nullable=True),
-        sa.Column("dataset", sa.Text(), nullable=True),
-        sa.Column("dataset_digest", sa.Text(), nullable=True),
-        sa.Column("started_at", sa.Text(), nullable=True),
-        sa.Column("ended_at", sa.Text(), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_catalogue_run")),
-        sa.UniqueConstraint("run_id", name=op.f("uq_catalogue_run_run_id")),
+        table,
+        sa.Column("id", _NUMBER, autoincrement=True, nullable=False),
+        *_needed(_TEXT, "run_id", "store", "experiment_id"),
+        *_optional(_TEXT, "name"),
+        *_needed(_TEXT, "kind", "status"),
+        *_optional(_TEXT, "suite", "model_uri", "model_id", "model_fingerprint", "layer", "method"),
+        *_optional(_TEXT, "dataset", "dataset_digest", "started_at", "ended_at"),
+        _key(table, "id"),
+        _unique(table, "run_id"),
     )
-    op.create_index(op.f("ix_catalogue_run_model_fingerprint"), "catalogue_run", ["model_fingerprint"])
-    op.create_index(op.f("ix_catalogue_run_model_id"), "catalogue_run", ["model_id"])
-    op.create_index(op.f("ix_catalogue_run_model_uri"), "catalogue_run", ["model_uri"])
+    for name in ("model_fingerprint", "model_id", "model_uri"):
+        _index(table, name)
+
+
+def _samples() -> None:
+    table = "catalogue_sample"
     op.create_table(
-        "catalogue_sample",
-        sa.Column("run", _KEY, nullable=False),
-        sa.Column("place", sa.Integer(), nullable=False),
-        sa.Column("text_index", sa.BigInteger(), nullable=False),
-        sa.Column("sha256", sa.Text(), nullable=False),
-        sa.Column("text", sa.Text(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["run"], ["catalogue_run.id"], name=op.f("fk_catalogue_sample_run"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("run", "place", name=op.f("pk_catalogue_sample")),
+        table,
+        *_needed(_NUMBER, "run"),
+        *_needed(sa.Integer(), "place"),
+        *_needed(sa.BigInteger(), "text_index"),
+        *_needed(_TEXT, "sha256"),
+        *_optional(_TEXT, "text"),
+        _part_of(table, "run", "catalogue_run.id"),
+        _key(table, "run", "place"),
     )
-    op.create_index(op.f("ix_catalogue_sample_sha256"), "catalogue_sample", ["sha256"])
+    _index(table, "sha256")
+
+
+def _attributions() -> None:
+    table = "catalogue_attribution"
     op.create_table(
-        "catalogue_attribution",
-        sa.Column("run", _KEY, autoincrement=False, nullable=False),
-        sa.Column("place", sa.Integer(), nullable=False),
-        sa.Column("target_index", sa.Integer(), nullable=False),
-        sa.Column("rank", sa.Integer(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=False),
-        sa.Column("generated", sa.Boolean(), nullable=False),
-        sa.Column("element", sa.Integer(), nullable=False),
-        sa.Column("word", sa.Text(), nullable=False),
-        sa.Column("score", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("run", "place", "target_index", "rank", name=op.f("pk_catalogue_attribution")),
+        table,
+        sa.Column("run", _NUMBER, autoincrement=False, nullable=False),
+        *_needed(sa.Integer(), "place", "target_index", "rank"),
+        *_needed(_TEXT, "target"),
+        *_needed(sa.Boolean(), "generated"),
+        *_needed(sa.Integer(), "element"),
+        *_needed(_TEXT, "word"),
+        *_needed(sa.Double(), "score"),
+        _key(table, "run", "place", "target_index", "rank"),
         sqlite_with_rowid=False,
     )
-    op.create_index(
-        op.f("ix_catalogue_attribution_run_word_target_rank"),
-        "catalogue_attribution",
-        ["run", "word", "target", "rank"],
-    )
+    _index(table, "run", "word", "target", "rank")
+
+
+def _scores() -> None:
+    table = "catalogue_score"
     op.create_table(
-        "catalogue_score",
-        sa.Column("run", _KEY, nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("value", sa.Double(), nullable=True),
-        sa.ForeignKeyConstraint(["run"], ["catalogue_run.id"], name=op.f("fk_catalogue_score_run"), ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("run", "name", name=op.f("pk_catalogue_score")),
+        table,
+        *_needed(_NUMBER, "run"),
+        *_needed(_TEXT, "name"),
+        *_optional(sa.Double(), "value"),
+        _part_of(table, "run", "catalogue_run.id"),
+        _key(table, "run", "name"),
     )
 
 
-def _models() -> None:
+def _dictionaries() -> None:
+    table = "catalogue_dictionary"
     op.create_table(
-        "catalogue_dictionary",
-        sa.Column("model_id", sa.Text(), nullable=False),
-        sa.Column("store", sa.Text(), nullable=False),
-        sa.Column("run_id", sa.Text(), nullable=True),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("method", sa.Text(), nullable=True),
-        sa.Column("layer", sa.Text(), nullable=True),
-        sa.Column("n_concepts", sa.Integer(), nullable=True),
-        sa.Column("width", sa.Integer(), nullable=True),
-        sa.Column("base_uri", sa.Text(), nullable=True),
-        sa.Column("base_id", sa.Text(), nullable=True),
-        sa.Column("base_sha256", sa.Text(), nullable=True),
-        sa.Column("data_digest", sa.Text(), nullable=True),
-        sa.Column("sha256", sa.Text(), nullable=True),
-        sa.Column("created_at", sa.Text(), nullable=True),
-        sa.PrimaryKeyConstraint("model_id", name=op.f("pk_catalogue_dictionary")),
+        table,
+        *_needed(_TEXT, "model_id", "store"),
+        *_optional(_TEXT, "run_id"),
+        *_needed(_TEXT, "name"),
+        *_optional(_TEXT, "method", "layer"),
+        *_optional(sa.Integer(), "n_concepts", "width"),
+        *_optional(_TEXT, "base_uri", "base_id", "base_sha256", "data_digest", "sha256", "created_at"),
+        _key(table, "model_id"),
     )
-    op.create_index(op.f("ix_catalogue_dictionary_base_sha256"), "catalogue_dictionary", ["base_sha256"])
-    op.create_index(op.f("ix_catalogue_dictionary_run_id"), "catalogue_dictionary", ["run_id"])
-    op.create_table(
-        "catalogue_concept",
-        sa.Column("model_id", sa.Text(), nullable=False),
-        sa.Column("concept", sa.Integer(), nullable=False),
-        sa.Column("label", sa.Text(), nullable=False),
-        sa.Column("origin", sa.Text(), nullable=False),
-        sa.Column("density", sa.Double(), nullable=True),
-        sa.Column("max_activation", sa.Double(), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["model_id"],
-            ["catalogue_dictionary.model_id"],
-            name=op.f("fk_catalogue_concept_model_id"),
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("model_id", "concept", name=op.f("pk_catalogue_concept")),
-    )
-    op.create_table(
-        "catalogue_activation",
-        sa.Column("model_id", sa.Text(), nullable=False),
-        sa.Column("concept", sa.Integer(), nullable=False),
-        sa.Column("rank", sa.Integer(), nullable=False),
-        sa.Column("text_index", sa.BigInteger(), nullable=False),
-        sa.Column("word", sa.Text(), nullable=False),
-        sa.Column("context", sa.Text(), nullable=True),
-        sa.Column("activation", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["model_id"],
-            ["catalogue_dictionary.model_id"],
-            name=op.f("fk_catalogue_activation_model_id"),
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("model_id", "concept", "rank", name=op.f("pk_catalogue_activation")),
-    )
-    op.create_table(
-        "catalogue_version",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("version", sa.Integer(), nullable=False),
-        sa.Column("store", sa.Text(), nullable=False),
-        sa.Column("model_id", sa.Text(), nullable=True),
-        sa.Column("run_id", sa.Text(), nullable=True),
-        sa.Column("source", sa.Text(), nullable=True),
-        sa.Column("fingerprint", sa.Text(), nullable=True),
-        sa.Column("created_at", sa.Text(), nullable=True),
-        sa.PrimaryKeyConstraint("name", "version", name=op.f("pk_catalogue_version")),
-    )
-    op.create_index(op.f("ix_catalogue_version_model_id"), "catalogue_version", ["model_id"])
+    _index(table, "base_sha256")
+    _index(table, "run_id")
 
 
-def _kept() -> None:
+def _concepts() -> None:
+    table = "catalogue_concept"
     op.create_table(
-        "catalogue_setting",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("value", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("name", name=op.f("pk_catalogue_setting")),
+        table,
+        *_needed(_TEXT, "model_id"),
+        *_needed(sa.Integer(), "concept"),
+        *_needed(_TEXT, "label", "origin"),
+        *_optional(sa.Double(), "density", "max_activation"),
+        _part_of(table, "model_id", "catalogue_dictionary.model_id"),
+        _key(table, "model_id", "concept"),
     )
+
+
+def _activations() -> None:
+    table = "catalogue_activation"
     op.create_table(
-        "catalogue_log",
-        sa.Column("sequence", _KEY, autoincrement=False, nullable=False),
-        sa.Column("at", sa.Text(), nullable=False),
-        sa.Column("actor", sa.Text(), nullable=False),
-        sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("object", sa.Text(), nullable=False),
-        sa.Column("store", sa.Text(), nullable=True),
-        sa.Column("before", sa.Text(), nullable=True),
-        sa.Column("after", sa.Text(), nullable=True),
-        sa.Column("previous", sa.Text(), nullable=False),
-        sa.Column("hash", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("sequence", name=op.f("pk_catalogue_log")),
-        sa.UniqueConstraint("hash", name=op.f("uq_catalogue_log_hash")),
+        table,
+        *_needed(_TEXT, "model_id"),
+        *_needed(sa.Integer(), "concept", "rank"),
+        *_needed(sa.BigInteger(), "text_index"),
+        *_needed(_TEXT, "word"),
+        *_optional(_TEXT, "context"),
+        *_needed(sa.Double(), "activation"),
+        _part_of(table, "model_id", "catalogue_dictionary.model_id"),
+        _key(table, "model_id", "concept", "rank"),
     )
-    op.create_index(op.f("ix_catalogue_log_object_sequence"), "catalogue_log", ["object", "sequence"])
+
+
+def _versions() -> None:
+    table = "catalogue_version"
     op.create_table(
-        "catalogue_log_head",
+        table,
+        *_needed(_TEXT, "name"),
+        *_needed(sa.Integer(), "version"),
+        *_needed(_TEXT, "store"),
+        *_optional(_TEXT, "model_id", "run_id", "source", "fingerprint", "created_at"),
+        _key(table, "name", "version"),
+    )
+    _index(table, "model_id")
+
+
+def _settings() -> None:
+    op.create_table("catalogue_setting", *_needed(_TEXT, "name", "value"), _key("catalogue_setting", "name"))
+
+
+def _log() -> None:
+    table, head = "catalogue_log", "catalogue_log_head"
+    op.create_table(
+        table,
+        sa.Column("sequence", _NUMBER, autoincrement=False, nullable=False),
+        *_needed(_TEXT, "at", "actor", "action", "object"),
+        *_optional(_TEXT, "store", "before", "after"),
+        *_needed(_TEXT, "previous", "hash"),
+        _key(table, "sequence"),
+        _unique(table, "hash"),
+    )
+    _index(table, "object", "sequence")
+    op.create_table(
+        head,
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("sequence", sa.BigInteger(), nullable=False),
-        sa.Column("hash", sa.Text(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_catalogue_log_head")),
+        *_needed(sa.BigInteger(), "sequence"),
+        *_needed(_TEXT, "hash"),
+        _key(head, "id"),
     )
