@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from interpreto_mlops.tracking.batching import Batch
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.environment import environment, version_of
 from interpreto_mlops.tracking.manifest import digest_of, manifest_of
+from interpreto_mlops.tracking.plain_json import finite, plain
 from interpreto_mlops.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class RunLog:
         if path.endswith((".yaml", ".yml")):
             self.text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         else:
-            self.text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False))
+            self.text(path, json.dumps(finite(content), indent=1, ensure_ascii=False))
 
     def frame(self, path: str, frame: pd.DataFrame) -> None:
         """Write a frame as Parquet."""
@@ -205,7 +205,7 @@ class RunLog:
 
     def table(self, path: str, frame: pd.DataFrame) -> None:
         """Write a frame as a `.json` table that the UI opens once `seal` has listed it; one tag lists a run's few."""
-        rows = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+        rows = [[plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
         columns = [str(column) for column in frame.columns]
         self.text(path, json.dumps({"columns": columns, "data": rows}, ensure_ascii=False))
         entry = {"path": schema.artifact_of_part(path, self._part), "type": "table"}
@@ -407,19 +407,3 @@ def _cut(text: str, most: int) -> str:
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if hasattr(value, "item") else value
-    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null says the same."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return _plain(value)
