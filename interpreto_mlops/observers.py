@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +18,15 @@ _quiet: ContextVar[bool] = ContextVar("interpreto_mlops_unobserved", default=Fal
 
 
 class Observers(Generic[T]):
-    """Those who are told of one kind of event; any thread may add, remove and tell."""
+    """Those who are told of one kind of event; any thread may add, remove and tell.
 
-    def __init__(self) -> None:
+    Arguments:
+        named: observers of a layer above, as `module:function`; they are imported when there is something to tell.
+    """
+
+    def __init__(self, *named: str) -> None:
         self._lock = threading.Lock()
-        self._known: tuple[Callable[[T], object], ...] = ()
+        self._known: tuple[Callable[[T], object], ...] = tuple(_by_name(name) for name in named)
 
     def add(self, observer: Callable[[T], object]) -> None:
         """Tell an observer of every event from now on, in the thread of the event; what it raises is its caller's."""
@@ -33,12 +38,21 @@ class Observers(Generic[T]):
         with self._lock:
             self._known = tuple(known for known in self._known if known != observer)
 
-    def tell(self, event: T) -> None:
-        """Tell of an event, unless it is part of a larger one."""
-        if self._known and not _quiet.get():
+    def tell(self, event: T, *, always: bool = False) -> None:
+        """Tell of an event; unless `always`, of none that is part of a larger one."""
+        if self._known and (always or not _quiet.get()):
             with unobserved():
                 for observer in self._known:
                     observer(event)
+
+
+def _by_name(name: str) -> Callable[[T], object]:
+    module, _, function = name.partition(":")
+
+    def observer(event: T) -> object:
+        return getattr(importlib.import_module(module), function)(event)
+
+    return observer
 
 
 @contextmanager

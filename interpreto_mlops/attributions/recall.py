@@ -23,14 +23,18 @@ def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[
     the very token ids are used that were explained.
 
     Raises:
-        InputError: the model has other classes or elements, or another task, than the one that was explained.
+        InputError: the model has other classes or elements, or another task, than the one that was explained; or the
+            texts are hidden.
     """
+    explanations = list(explanations)
+    for item in explanations:
+        if item.is_hidden:
+            raise InputError(f"text {item.index} is hidden, and a model cannot read its hash; explain the text anew")
     if model.task == "generation":
         for item in explanations:
             yield item, _continuation(model, item), _stored_elements(item)
         return
-    items = list(explanations)
-    for item, encoding in zip(items, model.encode(_raw(item) for item in items), strict=True):
+    for item, encoding in zip(explanations, model.encode(_raw(item) for item in explanations), strict=True):
         elements = encoding.elements(parse_grain(item.parameters.get("granularity", "word")))
         if not np.array_equal(elements.spans, item.spans):
             raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,11 +16,14 @@ import pandas as pd
 from interpreto_mlops.errors import DataError
 from interpreto_mlops.models.objectives import Target as Target
 from interpreto_mlops.text.granularity import Spans
+from interpreto_mlops.text.hiding import PREFIX, hidden, hidden_name, hidden_word, sha256_of
 
 Floats = npt.NDArray[np.float64]
 
 _TABLE, _HEADER = "attributions.parquet", "attributions.json"
 _FORMAT = "attribution-set/2"
+UNTOLD = -1
+"""The id of a target that a language model wrote, where texts are hidden."""
 _SHOWN = 60  # characters of a text
 
 
@@ -49,6 +52,7 @@ class Attribution:
             model is not given.
         boundary: the character at which the continuation, or the second text of a pair, starts; else None.
         prompt_tokens: how many of the ids belong to the prompt or source; None without a continuation.
+        is_hidden: whether hashes stand for the text, the elements and what is text in the targets; see `hidden`.
     """
 
     text: str
@@ -68,6 +72,7 @@ class Attribution:
     of_token: npt.NDArray[np.int64] | None = None
     boundary: int | None = None
     prompt_tokens: int | None = None
+    is_hidden: bool = False
 
     def __len__(self) -> int:
         return len(self.elements)
@@ -84,8 +89,32 @@ class Attribution:
 
     @property
     def continuation(self) -> str | None:
-        """The text that follows the prompt, or None."""
-        return None if self.prompt_tokens is None else self.text[self.boundary :]
+        """The text that follows the prompt, or None; it is not kept where texts are hidden."""
+        return None if self.prompt_tokens is None or self.is_hidden else self.text[self.boundary :]
+
+    @property
+    def text_sha256(self) -> str:
+        """The sha256 of the raw text, by which the same text is found again, hidden or not."""
+        return self.text.removeprefix(PREFIX) if self.is_hidden else sha256_of(self.text)
+
+    def hidden(self) -> Attribution:
+        """Return the same scores without the text: `sha256:…` stands for it, for each element and for what was written.
+
+        An element's hash is that of the word without space around it and in folded case (`text.hiding.hidden_word`), so
+        that who knows a word finds it. Classes keep their names. Spans, and with them the lengths of words, are kept;
+        token ids, from which the text could be put together, are not.
+        """
+        if self.is_hidden:
+            return self
+        return replace(
+            self,
+            text=hidden(self.text),
+            elements=tuple(hidden_word(element) for element in self.elements),
+            targets=tuple(_hidden_target(target) for target in self.targets),
+            ids=None,
+            of_token=None,
+            is_hidden=True,
+        )
 
     def ranking(self, target: int = 0) -> npt.NDArray[np.int64]:
         """Return the elements that have a score, the highest first, ties by position, shape (up to n,)."""
@@ -120,6 +149,7 @@ class Attribution:
             "of_token": None if self.of_token is None else self.of_token.tolist(),
             "boundary": self.boundary,
             "prompt_tokens": self.prompt_tokens,
+            "is_hidden": self.is_hidden,
         }
 
 
@@ -177,6 +207,10 @@ class AttributionSet(Sequence[Attribution]):
         """How many texts were longer than the model takes."""
         return sum(item.truncated for item in self._items)
 
+    def hidden(self) -> AttributionSet:
+        """Return the set with hashes in the place of texts; see `Attribution.hidden`."""
+        return AttributionSet((item.hidden() for item in self), seconds=self.seconds, counters=self.counters)
+
     def to_frame(self) -> pd.DataFrame:
         """Return one row for each (text, target, element).
 
@@ -232,6 +266,16 @@ class AttributionSet(Sequence[Attribution]):
         item, figures = self._items[index], _visuals("figures")
         several = target is None and len(item.targets) > 1
         return figures.matrix_figure(item) if several else figures.attribution_figure(item, target or 0)
+
+
+def _hidden_target(target: Target) -> Target:
+    """A class has a name that somebody gave it; what is at a place of the text, or was written, is text."""
+    if not target.positions and not target.ids:
+        return target
+    if not target.ids:
+        return replace(target, name=hidden_name(target.name))
+    against = None if target.contrast_name is None else hidden_name(target.contrast_name)
+    return replace(target, id=UNTOLD, name=hidden_name(target.name), ids=(), contrast=(), contrast_name=against)
 
 
 def _visuals(module: str) -> Any:
@@ -300,6 +344,8 @@ def _restore(entry: dict[str, Any], frame: pd.DataFrame | None) -> Attribution:
         of_token=_integers(entry["of_token"]),
         boundary=entry["boundary"],
         prompt_tokens=entry["prompt_tokens"],
+        # Files of earlier versions do not say.
+        is_hidden=bool(entry.get("is_hidden", False)),
     )
 
 

@@ -84,6 +84,29 @@ def log(
                 click.echo(json.dumps(vars(entry), ensure_ascii=False) if as_json else _log_line(entry))
 
 
+@catalogue.command()
+@click.argument("uri")
+@TRACKING
+@CATALOGUE
+def note(uri: str, tracking_uri: str | None, catalogue_uri: str | None) -> None:
+    """Write the log's entry of the registered version at URI, such as models:/reviews/3, where it has none.
+
+    Example: interpreto-mlops catalogue note models:/reviews/3
+    """
+    with said_plainly():
+        console_of(quiet=False)
+        from interpreto_mlops.errors import InputError
+
+        name, _, version = uri.removeprefix("models:/").partition("/")
+        if not uri.startswith("models:/") or not name or not version.isdecimal():
+            raise InputError(f"a registered version is models:/name/3, not {uri!r}")
+        store = open_store(tracking_uri)
+        with _catalogue(catalogue_uri, store) as book:
+            if any(entry.action == "register" and entry.object == uri for entry in book.entries()):
+                raise InputError(f"the log tells of the registration of {uri!r} already")
+            click.echo(_log_line(book.note_registration(store, name, version)))
+
+
 def _kept_hashes(given: tuple[str, ...]) -> dict[int, str]:
     from interpreto_mlops.errors import InputError
 

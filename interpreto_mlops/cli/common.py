@@ -44,6 +44,7 @@ def said_plainly() -> Iterator[None]:
 def console_of(quiet: bool) -> Console:
     """Silence the libraries beneath, which report their own progress, and say warnings in one line."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import transformers
 
@@ -76,6 +77,18 @@ EXPERIMENT = click.option("--experiment", help="The MLflow experiment; created w
 CATALOGUE = click.option(
     "--catalogue-uri",
     help="sqlite:///path or postgresql://… [default: INTERPRETO_CATALOGUE_URI, else beside the store].",
+)
+
+KEEP_CATALOGUE = click.option(
+    "--catalogue-uri",
+    help="Of the catalogue that is written: sqlite:///path or postgresql://… [default: INTERPRETO_CATALOGUE_URI, else "
+    "beside a SQLite store, else none].",
+)
+NO_CATALOGUE = click.option("--no-catalogue", is_flag=True, help="Write neither the catalogue nor its log.")
+HIDE_TEXTS = click.option(
+    "--hide-texts",
+    is_flag=True,
+    help="Keep hashes in the place of texts and words, in MLflow and the catalogue [default: INTERPRETO_HIDE_TEXTS].",
 )
 
 

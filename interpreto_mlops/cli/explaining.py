@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from interpreto_mlops.cli.common import EXPERIMENT, LIST, QUIET, TRACKING, console_of, said_plainly, this_command
+from interpreto_mlops.cli.common import (
+    EXPERIMENT,
+    HIDE_TEXTS,
+    KEEP_CATALOGUE,
+    LIST,
+    NO_CATALOGUE,
+    QUIET,
+    TRACKING,
+    console_of,
+    said_plainly,
+    this_command,
+)
 
 OPTION = click.option(
     "--option",
@@ -31,6 +42,9 @@ def source_options(command: Any) -> Any:
             click.option("--dtype", help="Of the model's weights: float32, bfloat16, … [default: the checkpoint's]."),
             TRACKING,
             EXPERIMENT,
+            KEEP_CATALOGUE,
+            NO_CATALOGUE,
+            HIDE_TEXTS,
             QUIET,
         ]
     ):
@@ -42,8 +56,19 @@ def source_options(command: Any) -> Any:
 @click.option("--folder", default="interpreto-quickstart", show_default=True, help="Of the embedded store.")
 @TRACKING
 @EXPERIMENT
+@KEEP_CATALOGUE
+@NO_CATALOGUE
+@HIDE_TEXTS
 @QUIET
-def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, quiet: bool) -> None:
+def quickstart(
+    folder: str,
+    tracking_uri: str | None,
+    experiment: str | None,
+    catalogue_uri: str | None,
+    no_catalogue: bool,
+    hide_texts: bool,
+    quiet: bool,
+) -> None:
     """Run the main job on real text: train, explain, learn concepts, compare, register.
 
     Example: interpreto-mlops quickstart
@@ -53,7 +78,14 @@ def quickstart(folder: str, tracking_uri: str | None, experiment: str | None, qu
         from interpreto_mlops.workflows.quickstart import quickstart as run_quickstart
 
         run_quickstart(
-            folder=folder, tracking_uri=tracking_uri, experiment=experiment, command=this_command(), console=console
+            folder=folder,
+            tracking_uri=tracking_uri,
+            experiment=experiment,
+            catalogue_uri=catalogue_uri,
+            catalogue=not no_catalogue,
+            hide_texts=hide_texts,
+            command=this_command(),
+            console=console,
         )
 
 
@@ -170,9 +202,12 @@ def concepts(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...]
 
 @click.command()
 @click.argument("recipe")
+@KEEP_CATALOGUE
+@NO_CATALOGUE
+@HIDE_TEXTS
 @QUIET
-def run(recipe: str, quiet: bool) -> None:
-    """Carry out a RECIPE, such as the recipe.yaml of a run.
+def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, hide_texts: bool, quiet: bool) -> None:
+    """Carry out a RECIPE, such as the recipe.yaml of a run; options go before what it says.
 
     Example: interpreto-mlops run recipes/attribute.yaml
     """
@@ -181,7 +216,11 @@ def run(recipe: str, quiet: bool) -> None:
         from interpreto_mlops.workflows.execute import execute
         from interpreto_mlops.workflows.recipes import load_recipe
 
-        execute(load_recipe(recipe), command=this_command(), console=console)
+        loaded = load_recipe(recipe)
+        given: dict[str, Any] = {} if catalogue_uri is None else {"catalogue_uri": catalogue_uri}
+        given |= {"catalogue": False} if no_catalogue else {}
+        given |= {"hide_texts": True} if hide_texts else {}
+        execute(loaded.model_copy(update=given), command=this_command(), console=console)
 
 
 def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()) -> None:
@@ -191,6 +230,7 @@ def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], gen
         from interpreto_mlops.workflows.recipes import parse_options, parse_recipe, parse_settings
 
         given = {key: value for key, value in values.items() if value is not None}
+        given["catalogue"] = not given.pop("no_catalogue")
         given["options"] = parse_options(settings)
         if generation:
             given["generate"] = parse_settings(generation)

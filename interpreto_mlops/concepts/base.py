@@ -273,6 +273,15 @@ class ConceptDictionary(ABC):
         _replace(folder / CARD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
         return folder
 
+    def hidden(self) -> ConceptDictionary:
+        """Return the same dictionary whose labels, and what it says of its data, hold no texts; weights are shared."""
+        without = copy.copy(self)
+        if self.descriptions is not None:
+            without.descriptions = [each.hidden() for each in self.descriptions]
+        data = {key: value for key, value in (self.provenance.get("data") or {}).items() if key != "source"}
+        without.provenance = {**self.provenance, **({"data": data} if data else {})}
+        return without
+
     @classmethod
     def load(cls: type[Self], folder: str | Path) -> Self:
         """Read a dictionary of any family that `save` has written.

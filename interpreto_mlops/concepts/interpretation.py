@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from interpreto_mlops.concepts.ranking import TopKeys
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.text.granularity import Spans, word_spans
+from interpreto_mlops.text.hiding import hidden_name, hidden_word
 
 if TYPE_CHECKING:
     from interpreto_mlops.concepts.activations import ActivationSet
@@ -75,6 +76,7 @@ class ConceptDescription:
         contexts: its strongest places, each in another text.
         density: share of the rows on which its code is positive.
         max_activation: its largest code; 0 when no code is positive.
+        hidden_label: the hash that stands for the label where texts are hidden; see `hidden`.
     """
 
     concept: int
@@ -82,17 +84,38 @@ class ConceptDescription:
     contexts: tuple[Context, ...]
     density: float
     max_activation: float
+    hidden_label: str | None = None
 
     @property
     def label(self) -> str:
         """The first words, or `dead` for a concept that never fires."""
+        if self.hidden_label is not None:
+            return self.hidden_label
         if self.density == 0.0:
             return DEAD
         return ", ".join(word.word for word in self.words[:_WORDS_IN_LABEL]) or NO_WORD
 
+    def hidden(self) -> ConceptDescription:
+        """Return the same without texts: hashes stand for words and label, and nothing is around a context's word.
+
+        A word's hash is that of the word in folded case, and a label's that of the label, so that two labels can be
+        compared. Labels of concepts without words stay: they say nothing of a text.
+        """
+        if self.hidden_label is not None:
+            return self
+        return replace(
+            self,
+            words=tuple(replace(each, word=hidden_word(each.word)) for each in self.words),
+            contexts=tuple(replace(c, before="", word=hidden_word(c.word), after="") for c in self.contexts),
+            hidden_label=self.label if self.label in (DEAD, NO_WORD) else hidden_name(self.label),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain dictionaries and lists, for JSON."""
-        return {**asdict(self), "label": self.label}
+        plain = asdict(self)
+        if self.hidden_label is None:
+            del plain["hidden_label"]
+        return {**plain, "label": self.label}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConceptDescription:
@@ -103,6 +126,7 @@ class ConceptDescription:
             tuple(Context(**context) for context in values["contexts"]),
             values["density"],
             values["max_activation"],
+            values.get("hidden_label"),
         )
 
 

@@ -14,6 +14,7 @@ from interpreto_mlops.attributions.results import Attribution, AttributionSet
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.runs import RunLog
@@ -45,12 +46,16 @@ def write_attributions(
         draw: whether pictures are drawn beside the page, which shows the same.
         shown: texts on the page, which says how many are left out; by default as many as a browser shows well.
 
+    Where texts are hidden (`text.hiding.texts_are_hidden`), `explanations.hidden()` is what is written.
+
     Raises:
         InputError: nothing to write, or metrics of another method.
         TrackingError: the store fails.
     """
     check(explanations, metrics)
+    # The digest is that of the texts themselves, whether they are kept or not.
     data = DataReference.of(dataset or TextDataset("texts", tuple(item.text for item in explanations)))
+    explanations = keepable(explanations)
     scores = attribution_scores(metrics)
     with run.gathered():
         run.params(attribution_params(explanations, model))
@@ -93,6 +98,11 @@ def _write_details(
     _write_artifacts(run, explanations, metrics, model, data, shown)
     if draw:
         _write_figures(run, explanations, metrics)
+
+
+def keepable(explanations: AttributionSet) -> AttributionSet:
+    """Return what may be kept of explanations: all, or no texts where those are hidden."""
+    return explanations.hidden() if texts_are_hidden() else explanations
 
 
 def check(explanations: AttributionSet, metrics: Sequence[MetricResult]) -> None:
@@ -171,6 +181,8 @@ def _write_artifacts(
     with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
         run.folder(explanations.save(scratch), schema.ATTRIBUTIONS)
     facts = {"data set": data.name} if model is None else {"model": model.name, "data set": data.name}
+    if explanations[0].is_hidden:
+        facts["texts"] = "hidden; hashes stand for words"
     title = f"{explanations.method} on {data.name}"
     run.text(
         schema.ATTRIBUTIONS_HTML,

@@ -16,7 +16,7 @@ from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.attribution_evidence import summary_table
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.dictionary_card import labels_table
-from interpreto_mlops.tracking.dictionary_facts import dictionary_tags
+from interpreto_mlops.tracking.dictionary_facts import dictionary_tags, keepable
 from interpreto_mlops.tracking.dictionary_flavor import save_model
 from interpreto_mlops.tracking.logged_models import LoggedFolder, log_folder, register
 from interpreto_mlops.tracking.runs import RunLog
@@ -62,6 +62,7 @@ def write_dictionary(
         NotFittedError: the dictionary is not fitted.
         TrackingError: the store fails.
     """
+    dictionary = keepable(dictionary)
     fitted = DataReference.from_provenance(dictionary.provenance)
     data = DataReference.of(dataset) if dataset is not None else fitted
     with run.gathered():

@@ -11,6 +11,7 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import texts_are_hidden
 
 _MAX_NAME = 500
 _CONTEXT = "mlflow.data.context"
@@ -65,6 +66,9 @@ class DataReference:
         return DatasetInput(dataset, [InputTag(_CONTEXT, context)])
 
     def _source(self) -> tuple[str, dict[str, Any]]:
+        if texts_are_hidden():
+            # A source may be a description, such as a query, and quote what it selects.
+            return "code", {"tags": {}}
         path = Path(self.source) if self.source else None
         if path is not None and path.is_file():
             return "local", {"uri": str(path.absolute())}

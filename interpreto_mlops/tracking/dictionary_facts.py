@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interpreto_mlops.concepts.base import ConceptDictionary
+from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import redact
 
@@ -14,6 +15,11 @@ FORMAT_VERSION = 1
 FAMILY = "family_module"
 
 _REVISION = re.compile(r"(?:^models:/[^/@:]+/(?P<version>\d+)|@(?P<commit>[0-9a-f]{40}))$")
+
+
+def keepable(dictionary: ConceptDictionary) -> ConceptDictionary:
+    """Return what may be kept of a dictionary: all, or no words of its data where texts are hidden."""
+    return dictionary.hidden() if texts_are_hidden() else dictionary
 
 
 def flavor_facts(dictionary: ConceptDictionary) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from interpreto_mlops.tracking import _mlflow_private as private
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.dictionary_card import write_card
-from interpreto_mlops.tracking.dictionary_facts import FAMILY, dictionary_tags, flavor_facts
+from interpreto_mlops.tracking.dictionary_facts import FAMILY, dictionary_tags, flavor_facts, keepable
 from interpreto_mlops.tracking.dictionary_pyfunc import POOLINGS, DictionaryModel
 from interpreto_mlops.tracking.environment import requirements
 from interpreto_mlops.tracking.logged_models import check_name, log_folder, register
@@ -122,6 +122,7 @@ def save_model(
     Raises:
         NotFittedError: the dictionary is not fitted.
     """
+    dictionary = keepable(dictionary)
     facts = flavor_facts(dictionary)
     private.validate_environment_arguments(conda_env, pip_requirements, extra_pip_requirements)
     root = Path(path).absolute()

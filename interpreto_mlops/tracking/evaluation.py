@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -24,6 +24,7 @@ from interpreto_mlops.tracking.attribution_evidence import (
     attribution_params,
     attribution_scores,
     attribution_summary,
+    keepable,
     model_tags,
     write_details,
 )
@@ -74,6 +75,7 @@ def evaluate_model(
     with unobserved(), explained_model.engine.shared_table():
         found = [_explain(explained_model, name, texts[: chosen.max_texts], chosen) for name in chosen.methods]
     data = _reference(dataset, texts)
+    found = [replace(each, explanations=keepable(each.explanations)) for each in found]
     with opened(_KIND, "evaluation", run_id) as log:
         scores = _write(log, found, explained_model, data, chosen, linked_by_mlflow=model_id)
     return _result(scores, run_id)

@@ -17,6 +17,7 @@ from mlflow.models.model import ModelInfo
 from requests.exceptions import RequestException
 
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.observers import Observers
 from interpreto_mlops.tracking import _mlflow_private, schema
 from interpreto_mlops.tracking.addresses import first_line, redact
 from interpreto_mlops.tracking.manifest import digest_of, manifest_of
@@ -26,6 +27,30 @@ _log = logging.getLogger(__name__)
 _FORBIDDEN = set("/:")
 # MLflow's mark of a model that has no files in it yet.
 _EXTERNAL = "mlflow.model.isExternal"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A version that was just registered.
+
+    Arguments:
+        store: where.
+        name: of the registered model.
+        version: its number.
+    """
+
+    store: Store
+    name: str
+    version: str
+
+    @property
+    def uri(self) -> str:
+        """The version's address."""
+        return f"models:/{self.name}/{self.version}"
+
+
+# The log lives a layer above.
+REGISTERED: Observers[Registration] = Observers("interpreto_mlops.audit.cataloguing:note_registration")
 
 
 @dataclass(frozen=True)
@@ -156,6 +181,8 @@ def register(
 ) -> ModelVersion:
     """Make a logged model the next version of a registered model, which is created where it is missing.
 
+    The log of the store's catalogue gets an entry of it; where that fails there is a warning, and the version stays.
+
     Arguments:
         store: where.
         logged: the model.
@@ -181,6 +208,7 @@ def register(
         entry = {"name": name, "version": int(version.version)}
         if entry not in known:
             store.client.set_logged_model_tags(logged.model_id, {schema.TAG_VERSIONS: json.dumps([*known, entry])})
+    REGISTERED.tell(Registration(store, name, str(version.version)), always=True)
     return version
 
 

@@ -21,6 +21,7 @@ from requests.exceptions import RequestException
 
 from interpreto_mlops.errors import InputError, InterpretoError
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking import _mlflow_private, schema
 from interpreto_mlops.tracking.addresses import first_line, redact
 from interpreto_mlops.tracking.batching import Batch
@@ -387,7 +388,7 @@ def _open(store: Store, run_id: str | None, name: str, tags: dict[str, str]) -> 
 
 def _close(store: Store, run_id: str, error: BaseException) -> None:
     killed = isinstance(error, KeyboardInterrupt)
-    why = "Stopped by the user." if killed else f"Failed: {schema.markdown(type(error).__name__)}: {_reason(error)}"
+    why = "Stopped by the user." if killed else f"Failed: {schema.markdown(type(error).__name__)}{_reason(error)}"
     try:
         store.client.set_tag(run_id, schema.TAG_NOTE, why)
         _mlflow_private.end_run(store.client, run_id, "KILLED" if killed else "FAILED")
@@ -397,7 +398,16 @@ def _close(store: Store, run_id: str, error: BaseException) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return schema.markdown(first_line(error)[:500])
+    # A message may quote a text; whoever runs the job sees it.
+    return ", whose message is not kept." if _texts_hidden() else f": {schema.markdown(first_line(error)[:500])}"
+
+
+def _texts_hidden() -> bool:
+    try:
+        return texts_are_hidden()
+    except InputError:
+        # What the variable says cannot be read, and may be why the run has failed.
+        return True
 
 
 def _cut(text: str, most: int) -> str:

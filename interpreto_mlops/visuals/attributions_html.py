@@ -9,6 +9,7 @@ import numpy as np
 
 from interpreto_mlops.attributions.metrics.results import MetricResult
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.text.hiding import short
 from interpreto_mlops.visuals import figures, page
 from interpreto_mlops.visuals.highlight import Highlighted, highlight, tones_of
 from interpreto_mlops.visuals.metric_names import MetricName, metric_name
@@ -176,10 +177,12 @@ def _row(item: Attribution, target: int) -> _Row:
 
 def _target_name(item: Attribution, target: int) -> str:
     explained = item.targets[target]
-    name = page.named(explained.name)
+    name = page.named(short(explained.name))
     if item.prompt_tokens is not None:
         name += f" ({target + 1} of {len(item.targets)})"
-    return name if explained.contrast_name is None else f"{name} rather than {page.named(explained.contrast_name)}"
+    return (
+        name if explained.contrast_name is None else f"{name} rather than {page.named(short(explained.contrast_name))}"
+    )
 
 
 def _matrix(item: Attribution) -> _Matrix:
@@ -190,9 +193,9 @@ def _matrix(item: Attribution) -> _Matrix:
     left_out = [f"{len(item.targets) - shown} more targets"] if shown < len(item.targets) else []
     left_out += [f"{len(item) - len(columns)} elements of smaller scores"] if len(columns) < len(item) else []
     return _Matrix(
-        tuple((page.named(item.elements[i]), i in begins) for i in columns),
+        tuple((page.named(short(item.elements[i])), i in begins) for i in columns),
         tuple(
-            (page.named(item.targets[t].name), float(item.output[t]), tuple(_cells(item, t, columns, begins)))
+            (page.named(short(item.targets[t].name)), float(item.output[t]), tuple(_cells(item, t, columns, begins)))
             for t in range(shown)
         ),
         " and ".join(left_out),

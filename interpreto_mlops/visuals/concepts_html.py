@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from interpreto_mlops.text.hiding import short
 from interpreto_mlops.visuals import page
 from interpreto_mlops.visuals.metric_names import MetricName, metric_name
 
@@ -83,7 +84,7 @@ def render_page(
     shares = None if importance is None else np.nan_to_num(np.asarray(importance.normalised, dtype=np.float64))
     shown = _sorted(living, shares)[:max_concepts]
     linked = {description.concept for description in shown}
-    labels = {description.concept: description.label for description in descriptions}
+    labels = {description.concept: short(description.label) for description in descriptions}
     return page.render(
         "concepts.html",
         title=title,
@@ -148,8 +149,11 @@ def _card(
         )
     return _Card(
         description,
-        tuple(_Bar(word.word, word.activation, _width(word.activation, limit)) for word in description.words),
-        tuple((context, 0.15 + 0.55 * abs(context.activation) / limit) for context in description.contexts),
+        tuple(_Bar(short(word.word), word.activation, _width(word.activation, limit)) for word in description.words),
+        tuple(
+            (replace(context, word=short(context.word)), 0.15 + 0.55 * abs(context.activation) / limit)
+            for context in description.contexts
+        ),
         classes,
     )
 

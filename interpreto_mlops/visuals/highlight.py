@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interpreto_mlops.attributions.results import Attribution
+from interpreto_mlops.text.hiding import short
 from interpreto_mlops.visuals.page import number, signed
 
 _N_TOP = 5
@@ -124,13 +125,29 @@ def highlight(attribution: Attribution, target: int = 0) -> Highlighted:
     order = np.flatnonzero(placed)[np.argsort(attribution.spans[placed, 0], kind="stable")]
     outside = tuple(Piece(attribution.elements[i], (tones[i],), titles[i]) for i in np.flatnonzero(~placed).tolist())
     ranked = [i for i in attribution.ranking(target).tolist() if np.isfinite(scores[i])]
-    words = [Word(attribution.elements[i], float(scores[i]), tones[i]) for i in ranked]
+    words = [Word(short(attribution.elements[i]), float(scores[i]), tones[i]) for i in ranked]
+    if attribution.is_hidden:
+        pieces = _hashes(attribution, tones, titles)
+        outside = ()
+    else:
+        pieces = _pieces(attribution, order.tolist(), tones, titles, _explained(attribution, target))
     return Highlighted(
-        pieces=tuple(_pieces(attribution, order.tolist(), tones, titles, _explained(attribution, target))),
+        pieces=tuple(pieces),
         outside=outside,
         speaks_for=tuple(word for word in words if word.score > 0)[:_N_TOP],
         speaks_against=tuple(word for word in reversed(words) if word.score < 0)[:_N_TOP],
     )
+
+
+def _hashes(attribution: Attribution, tones: Sequence[Tone], titles: Sequence[str]) -> Iterator[Piece]:
+    """Yield the elements in their order, each by what people see of its hash."""
+    boundary = attribution.boundary
+    for i, element in enumerate(attribution.elements):
+        begins = boundary is not None and int(attribution.spans[i, 0]) >= boundary
+        boundary = None if begins else boundary
+        if i:
+            yield Piece(" ")
+        yield Piece(short(element), (tones[i],), titles[i], begins=begins)
 
 
 def _pieces(

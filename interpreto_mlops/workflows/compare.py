@@ -12,9 +12,12 @@ from interpreto_mlops.attributions.metrics import METRICS, Metric
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, configured_store
 from interpreto_mlops.workflows.attribute import AttributionCell, Plan, column_targets, compared, explain
+from interpreto_mlops.workflows.cataloguing import catalogued, take_over
+from interpreto_mlops.workflows.execute import Outcome
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite
 from interpreto_mlops.workflows.reports import report_run, write_report
 from interpreto_mlops.workflows.together import build_methods, build_metrics, explain_together
@@ -50,7 +53,8 @@ def compare_methods(
 ) -> Comparison:
     """Compare attribution methods on the same texts: metrics with intervals, paired tests, costs.
 
-    Methods and metrics share what they evaluate. One run for each method and a report run go to MLflow.
+    Methods and metrics share what they evaluate. One run for each method and a report run go to MLflow, and into the
+    store's catalogue where it has one.
 
     Arguments:
         model: a `TextModel`, or where to load one: a folder, a hub id, or `models:/name@alias`.
@@ -142,9 +146,12 @@ def _logged(store: Store, model: TextModel, dataset: TextDataset, plan: Plan, pr
     console = Console(quiet=True, bars=progress)
     job = Job(store, model, dataset, new_suite("compare"), _command(plan), console)
     title = f"compare {model.name} on {dataset.name}"
-    with report_run(job, title) as log:
-        comparison = compared(explain(job, plan))
-        write_report(job, log, title, comparison)
+    with catalogued(store, console) as keeper:
+        with report_run(job, title) as log:
+            cells = explain(job, plan)
+            comparison = compared(cells)
+            write_report(job, log, title, comparison)
+        take_over(keeper, console, Outcome(store, job.suite, log.run_id, cells).runs)
     return dataclasses.replace(comparison, report_run_id=log.run_id)
 
 
@@ -159,5 +166,8 @@ def _command(plan: Plan) -> str:
 
 
 def _short(value: Any) -> str:
+    # Where texts are hidden, what is given text by text is theirs.
+    if texts_are_hidden() and isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[…]  # {len(value)} entries"
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

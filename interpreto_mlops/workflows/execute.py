@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from interpreto_mlops.attributions import AttributionSet
 from interpreto_mlops.attributions.comparison import Comparison
 from interpreto_mlops.errors import DataError, InputError
 from interpreto_mlops.text.datasets import DATASETS, TextDataset, load_dataset
+from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.tracking.links import run_url, ui_command
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.store import Store, connect
-from interpreto_mlops.workflows.attribute import AttributionCell, attribution_table, compared, explain, planned
+from interpreto_mlops.workflows.attribute import AttributionCell, Plan, attribution_table, compared, explain, planned
+from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_over
 from interpreto_mlops.workflows.concept_cells import ConceptCell, concept_table
 from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
@@ -39,6 +42,12 @@ class Outcome:
     concepts: list[ConceptCell] = field(default_factory=list)
     comparison: Comparison | None = None
 
+    @property
+    def runs(self) -> list[tuple[str, AttributionSet | None]]:
+        """The finished runs, each with its attributions where it has any; the report's is the last."""
+        cells = [(each.run_id, each.explanations) for each in self.attributions]
+        return [*cells, *((each.run_id, None) for each in self.concepts), (self.report_run_id, None)]
+
 
 def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> Outcome:
     """Carry a recipe out.
@@ -50,8 +59,14 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
 
     Raises:
         InterpretoError: whatever stops it; what had begun is then marked FAILED, and nothing is registered.
+        CatalogueError: all is done, but the log does not tell of what was registered.
     """
-    console = console or Console(quiet=True)
+    with hiding_texts(recipe.hide_texts):
+        return _execute(recipe, command, console or Console(quiet=True))
+
+
+def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
+    texts_are_hidden()  # What the environment says of it must be readable.
     recipe.check()
     dataset = load_dataset(
         recipe.data,
@@ -71,10 +86,20 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
     # Before any run is there: what the plan refuses leaves nothing in the store.
     plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
+    with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
+        outcome = _carry_out(job, recipe, plan)
+        take_over(keeper, console, outcome.runs)
+    show(outcome, console)
+    check_log(keeper)
+    return outcome
+
+
+def _carry_out(job: Job, recipe: Recipe, plan: Plan | None) -> Outcome:
+    console, store = job.console, job.store
     workspace = Workspace(recipe.workspace if isinstance(recipe, ConceptsRecipe) else None)
     if count := workspace.close_abandoned(store):
         console.say(f"  {count} runs that a killed job left open in this workspace are marked KILLED")
-    title = f"{recipe.kind} {model.name} on {dataset.name}"
+    title = f"{recipe.kind} {job.model.name} on {job.dataset.name}"
     with report_run(job, title) as log:
         workspace.opened(store, [log.run_id])
         log.write_recipe(plain(recipe))
@@ -87,7 +112,6 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
                 outcome.comparison = compared(outcome.attributions)
         with console.stage("report"):
             write_report(job, log, title, outcome.comparison, outcome.concepts)
-    show(outcome, console)
     return outcome
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.text.library_docs import library_docs
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.loading import load_model
@@ -18,6 +19,7 @@ from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.tracking.text_models import log_text_model
 from interpreto_mlops.workflows.attribute import compared, explain, planned
+from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_over
 from interpreto_mlops.workflows.classifier import train_classifier
 from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.execute import Outcome, show
@@ -65,6 +67,9 @@ def quickstart(
     command: str = "interpreto-mlops quickstart",
     console: Console | None = None,
     sizes: Sizes | None = None,
+    catalogue_uri: str | None = None,
+    catalogue: bool = True,
+    hide_texts: bool = False,
 ) -> Outcome:
     """Run the main job: train or find the classifier `library-docs`, explain it, learn its concepts, compare, register.
 
@@ -75,9 +80,11 @@ def quickstart(
         command: what repeats the job, for the record.
         console: where to report; by default nowhere.
         sizes: how large everything is.
+        catalogue_uri, catalogue, hide_texts: as in a recipe.
 
     Raises:
         InterpretoError: whatever stops it; what had begun is then marked FAILED, and no dictionary is registered.
+        CatalogueError: all is done, but the log does not tell of what was registered.
     """
     console, sizes = console or Console(quiet=True), sizes or Sizes()
     start = time.perf_counter()
@@ -85,6 +92,17 @@ def quickstart(
         default = f"sqlite:///{Path(folder).absolute() / 'mlflow.db'}"
         store = connect(tracking_uri, experiment or _own_experiment(), default=default)
     console.say(f"runs go to {store.shown}, experiment {store.experiment!r}")
+    with hiding_texts(hide_texts), catalogued(store, console, catalogue_uri, wanted=catalogue) as keeper:
+        outcome = _carry_out(store, command, console, sizes)
+        take_over(keeper, console, outcome.runs)
+    console.seconds["total"] = time.perf_counter() - start
+    show(outcome, console)
+    _show_times(console)
+    check_log(keeper)
+    return outcome
+
+
+def _carry_out(store: Store, command: str, console: Console, sizes: Sizes) -> Outcome:
     with console.stage("corpus"):
         train, test = library_docs("train", max_per_label=sizes.train_per_label), library_docs("test")
     console.say(f"corpus: {len(train)} training and {len(test)} held-out paragraphs, {_labels(train)}")
@@ -103,9 +121,6 @@ def quickstart(
         outcome.concepts.extend(learn(_scoring(job, test, sizes), concepts, train.head(sizes.fitted)))
         with console.stage("report"):
             write_report(job, log, title, outcome.comparison, outcome.concepts)
-    console.seconds["total"] = time.perf_counter() - start
-    show(outcome, console)
-    _show_times(console)
     return outcome
 
 
@@ -163,6 +178,7 @@ def _recipes(job: Job, sizes: Sizes) -> tuple[AttributeRecipe, ConceptsRecipe]:
         "data": "library_docs",
         "tracking_uri": job.store.tracking_uri,
         "experiment": job.store.experiment,
+        "hide_texts": texts_are_hidden(),
     }
     attribute = AttributeRecipe(**where, max_texts=sizes.explained)
     concepts = ConceptsRecipe(

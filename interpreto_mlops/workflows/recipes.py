@@ -34,6 +34,9 @@ class _Recipe(BaseModel):
     max_texts: Positive | None = None
     tracking_uri: str | None = None
     experiment: str | None = None
+    catalogue_uri: str | None = None
+    catalogue: bool = True
+    hide_texts: bool = False
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
@@ -58,6 +61,11 @@ class AttributeRecipe(_Recipe):
         split: of a named data set.
         max_texts: at most so many texts, from the start.
         tracking_uri, experiment: where the runs go.
+        catalogue_uri: the catalogue's address, or `none`; by default `INTERPRETO_CATALOGUE_URI`, else the file
+            `catalogue.db` beside a SQLite store, else none.
+        catalogue: whether runs and registrations are written into it.
+        hide_texts: whether hashes are kept in the place of texts, words and labels, in MLflow and in the catalogue
+            alike; `INTERPRETO_HIDE_TEXTS=1` asks for the same.
         dtype: of the model's weights: `float32`, `bfloat16`, `float16` or `float64`; by default the checkpoint's.
         autocast: `bfloat16` or `float16` for what torch's autocast runs in half precision.
         compile: whether scores run through `torch.compile`, which pays for long jobs.

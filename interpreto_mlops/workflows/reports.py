@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from interpreto_mlops.attributions.comparison import FEWEST, Comparison
+from interpreto_mlops.text.hiding import short
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import redact
+from interpreto_mlops.tracking.dictionary_facts import keepable
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.visuals.comparison_html import comparison_blocks, comparison_figures
@@ -72,6 +75,7 @@ def write_report(
     facts: dict[str, object] | None = None,
 ) -> None:
     """Write the comparison page, its figures, the summary and what the cells have in common into the report run."""
+    concepts = [replace(cell, dictionary=keepable(cell.dictionary)) for cell in concepts]
     sections, lead = [], []
     if attributions is not None:
         sections.append(_attribution_section(job, log, attributions))
@@ -153,7 +157,7 @@ def _labels(cell: ConceptCell) -> list[Block]:
     for number, name in enumerate(importance.classes):
         row = importance.values[number]
         top = [i for i in importance.top(number, 6) if row[i] > 0][:3]
-        rows.append([name, importance.n_texts[number], " · ".join(labels.get(i, f"concept {i}") for i in top)])
+        rows.append([name, importance.n_texts[number], " · ".join(short(labels.get(i, f"concept {i}")) for i in top)])
     columns = [Column("class"), Column("texts", True, digits=0), Column("concepts that speak most for it")]
     title = f"What {cell.path} uses ({cell.dictionary.name})"
     return [Paragraph(title), Table(columns, rows)]

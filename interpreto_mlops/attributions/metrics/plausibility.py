@@ -94,6 +94,8 @@ class Plausibility(Metric):
         return [self._text(item, rationale, gold) for item, rationale, gold in rows]
 
     def _text(self, item: Attribution, rationale: Any, gold: int | str | None) -> _Text | str:
+        if item.is_hidden:
+            raise InputError(f"text {item.index} is hidden, and its rationale cannot be laid over a hash")
         spans = rationale_spans(rationale, item.index, len(item.text))
         if not len(item) or not item.targets:
             return "no elements"

@@ -60,6 +60,7 @@ class Concept:
         density: share of the rows on which it is active.
         max_activation: its largest code.
         contexts: its strongest places.
+        is_hidden: whether label and contexts hold hashes already.
     """
 
     number: int
@@ -68,6 +69,7 @@ class Concept:
     density: float | None = None
     max_activation: float | None = None
     contexts: tuple[Context, ...] = ()
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def _described(description: ConceptDescription) -> Concept:
         _finite(description.density, "density"),
         _finite(description.max_activation, "max_activation"),
         tuple(_context(each) for each in description.contexts),
+        description.hidden_label is not None,
     )
 
 

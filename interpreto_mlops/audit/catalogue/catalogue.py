@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,11 @@ from interpreto_mlops.audit.catalogue.log import Action, LogEntry, LogVerdict
 from interpreto_mlops.audit.catalogue.migrating import migrate
 from interpreto_mlops.audit.catalogue.rebuilding import Rebuilt
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.text.hiding import hidden_by_environment
 from interpreto_mlops.tracking.store import Store
 
 if TYPE_CHECKING:
     from interpreto_mlops.attributions.results import Attribution
-
-HIDE_VARIABLE = "INTERPRETO_HIDE_TEXTS"
-_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
 class Catalogue:
@@ -64,7 +61,7 @@ class Catalogue:
                 where none is to be made.
             MissingDependencyError: PostgreSQL's driver is not installed.
         """
-        asked = _hide_by_environment() if hide_texts is None else hide_texts
+        asked = hidden_by_environment() if hide_texts is None else hide_texts
         catalogue = cls(Database(catalogue_url(uri, store), create=create))
         try:
             migrate(catalogue.database, create=create)
@@ -257,10 +254,3 @@ class Catalogue:
     def close(self) -> None:
         """Close all connections."""
         self.database.close()
-
-
-def _hide_by_environment() -> bool:
-    value = os.environ.get(HIDE_VARIABLE, "").strip().lower()
-    if value not in (*_YES, *_NO):
-        raise InputError(f"{HIDE_VARIABLE} must be 1 or 0, not {value!r}")
-    return value in _YES

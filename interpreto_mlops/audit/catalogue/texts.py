@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from interpreto_mlops.concepts.interpretation import DEAD, NO_WORD
+from interpreto_mlops.text.hiding import PREFIX as PREFIX
+from interpreto_mlops.text.hiding import hidden as hidden
+from interpreto_mlops.text.hiding import hidden_name as hidden_name
+from interpreto_mlops.text.hiding import hidden_word as hidden_word
+from interpreto_mlops.text.hiding import is_hash
+from interpreto_mlops.text.hiding import sha256_of as sha256_of
+from interpreto_mlops.text.hiding import storable as storable
 
-PREFIX = "sha256:"
 MAX_WORD = 200
-
-
-def storable(text: str) -> str:
-    """Return the text without what PostgreSQL cannot hold: the character NUL and lone surrogates."""
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def sha256_of(text: str) -> str:
-    """Return the sha256 of a text's UTF-8."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def plain_word(text: str) -> str:
@@ -37,28 +31,22 @@ def plain_label(label: str) -> str:
     return hidden(label) if is_hidden(label) else storable(label)
 
 
-def hidden_word(text: str) -> str:
-    """Return the hash that stands for a word, the same for all spellings that `plain_word` makes one."""
-    return hidden_name(text.strip().casefold())
-
-
-def hidden_name(text: str) -> str:
-    """Return the hash that stands for a name."""
-    name = plain_name(text)
-    return name if is_hidden(name) else hidden(name)
-
-
 def hidden_label(label: str) -> str:
     """Return the hash that stands for a label; those of concepts without words say nothing of a text."""
     plain = plain_label(label)
     return plain if plain in (DEAD, NO_WORD) or is_hidden(plain) else hidden(plain)
 
 
-def hidden(text: str) -> str:
-    """Return the hash that stands for a text."""
-    return PREFIX + sha256_of(text)
-
-
 def is_hidden(text: str) -> bool:
     """Return whether a text of the catalogue is a hash."""
     return text.startswith(PREFIX)
+
+
+def taken_word(text: str) -> str:
+    """Return a word of hidden texts: the hash that stands for it already."""
+    return text if is_hash(text) else hidden_word(text)
+
+
+def taken_name(text: str) -> str:
+    """Return a name or label of hidden texts: the hash that stands for it already, or what says nothing of a text."""
+    return text if is_hash(text) else hidden_label(text)

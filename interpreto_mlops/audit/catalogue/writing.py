@@ -35,8 +35,9 @@ from interpreto_mlops.audit.catalogue.texts import (
     plain_label,
     plain_name,
     plain_word,
-    sha256_of,
     storable,
+    taken_name,
+    taken_word,
 )
 from interpreto_mlops.concepts.interpretation import DEAD, NO_WORD
 from interpreto_mlops.errors import CatalogueError
@@ -161,17 +162,20 @@ def _sample(key: int, place: int, item: Attribution, keep: bool) -> Row:
         "run": key,
         "place": place,
         "text_index": item.index,
-        "sha256": sha256_of(item.text),
-        "text": storable(item.text) if keep else None,
+        "sha256": item.text_sha256,
+        "text": storable(item.text) if keep and not item.is_hidden else None,
         "method": storable(item.method),
     }
 
 
 def _attributions(key: int, place: int, item: Attribution, keep: bool, word_of: Callable[[str], str]) -> Iterator[Row]:
+    if item.is_hidden:
+        word_of = taken_word
     for index, target in enumerate(item.targets):
-        # A class has a name that somebody gave it; what a language model wrote is text.
-        generated = bool(target.ids)
-        name = plain_name(target.name) if keep or not generated else hidden_name(target.name)
+        # A class has a name that somebody gave it; what a language model wrote, or is at a place of the text, is text.
+        generated = bool(target.positions or target.ids)
+        name_of = plain_name if not generated else taken_name if item.is_hidden else plain_name if keep else hidden_name
+        name = name_of(target.name)
         for rank, element in enumerate(item.ranking(index)[:TOP_WORDS].tolist(), 1):
             yield {
                 "run": key,
@@ -199,10 +203,11 @@ def replace_dictionary(connection: Connection, dictionary: Row, concepts: Sequen
 
 
 def _concept(key: str, concept: Concept, keep: bool) -> Row:
+    label_of = taken_name if concept.is_hidden else plain_label if keep else hidden_label
     return {
         "model_id": key,
         "concept": concept.number,
-        "label": (plain_label if keep else hidden_label)(concept.label),
+        "label": label_of(concept.label),
         "origin": storable(concept.origin),
         "density": concept.density,
         "max_activation": concept.max_activation,
@@ -210,13 +215,15 @@ def _concept(key: str, concept: Concept, keep: bool) -> Row:
 
 
 def _activations(key: str, concept: Concept, keep: bool) -> Iterator[Row]:
+    word_of = taken_word if concept.is_hidden else plain_word if keep else hidden_word
+    keep = keep and not concept.is_hidden
     for rank, context in enumerate(concept.contexts, 1):
         yield {
             "model_id": key,
             "concept": concept.number,
             "rank": rank,
             "text_index": context.text_index,
-            "word": (plain_word if keep else hidden_word)(context.word),
+            "word": word_of(context.word),
             "context": storable(f"{context.before}{context.word}{context.after}") if keep else None,
             "activation": context.activation,
         }
