@@ -98,6 +98,12 @@ PYTHON = (
             "probe_texts",
         ),
     ),
+    ("interpreto_mlops.audit.comparison", ("compare_evidence",)),
+    ("interpreto_mlops.audit.auditing", ("audit",)),
+    (
+        "interpreto_mlops.audit.catalogue",
+        ("Catalogue.connect", "Catalogue.ask", "Catalogue.move_alias", "Catalogue.append", "Catalogue.verify_log"),
+    ),
 )
 
 PREFACE = """\
@@ -230,7 +236,8 @@ def python_chapter() -> Iterator[str]:
             item = getattr(home, owner)
             title = f"{module}.{owner}"
             if method:
-                item, title = getattr(item, method), f"A method, called with texts ({module}.{name})"
+                called = f"A method, called with texts ({module}.{name})"
+                item, title = getattr(item, method), called if method == "__call__" else f"{module}.{name}"
             yield f"\n### {title}\n"
             yield from body(item)
 

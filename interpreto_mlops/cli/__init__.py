@@ -8,7 +8,9 @@ import click
 
 from interpreto_mlops import __version__
 from interpreto_mlops.cli.about import doctor, methods
+from interpreto_mlops.cli.auditing import audit
 from interpreto_mlops.cli.catalogue import catalogue, query
+from interpreto_mlops.cli.comparing import compare
 from interpreto_mlops.cli.evidence import lineage, verify
 from interpreto_mlops.cli.explaining import attribute, concepts, quickstart, run
 
@@ -24,5 +26,19 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for _command in (quickstart, attribute, concepts, run, lineage, verify, catalogue, query, methods, doctor):
+_COMMANDS = (
+    quickstart,
+    attribute,
+    concepts,
+    run,
+    lineage,
+    verify,
+    compare,
+    audit,
+    catalogue,
+    query,
+    methods,
+    doctor,
+)
+for _command in _COMMANDS:
     main.add_command(_command)

@@ -12,7 +12,7 @@ from mlflow.entities import LoggedModel, Run
 from interpreto_mlops.errors import ModelLoadError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url, version_url
-from interpreto_mlops.tracking.reading import runs_that_explain
+from interpreto_mlops.tracking.reading import kinds_of, runs_that_explain
 from interpreto_mlops.tracking.resolving import ResolvedModel, resolve
 from interpreto_mlops.tracking.store import Store
 
@@ -117,7 +117,8 @@ def _of_model(store: Store, found: ResolvedModel, tags: Mapping[str, str]) -> It
     if found.run_id is not None and (made := _find_run(store, found.run_id)) is not None:
         yield _run_node(store, "made by", made)
     for run in runs_that_explain(store, found):
-        node = _run_node(store, "explained by", run)
+        audited = kinds_of(run) == ["audit"]
+        node = _run_node(store, "audited by" if audited else "explained by", run)
         node.children += _data_nodes(run)
         node.children += [_made_node(store, model) for model in _outputs(store, run)]
         yield node

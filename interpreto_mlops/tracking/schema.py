@@ -32,6 +32,10 @@ TAG_SOURCE_RUN = "interpreto.source_run"
 TAG_MANIFEST = "interpreto.manifest"
 TAG_SHA256 = "interpreto.sha256"
 TAG_METRIC = "interpreto.metric."
+TAG_AUDIT_STATUS = "interpreto.audit.status"
+TAG_AUDIT_RUN = "interpreto.audit.run"
+TAG_AUDIT_PROMOTED = "interpreto.audit.promoted"
+TAG_COMPARED = "interpreto.compared"
 TAG_NOTE = "mlflow.note.content"
 TAG_RUN_NAME = "mlflow.runName"
 TAG_TABLES = "mlflow.loggedArtifacts"
@@ -50,6 +54,10 @@ PARAMS = (
     "fit_split",
     "n_concepts",
     "seed",
+    "subject",
+    "against",
+    "policy",
+    "policy_sha256",
 )
 METHOD_PARAM = "method."
 IMPORTANCE_PARAM = "method.importance"
@@ -59,6 +67,7 @@ EXPLAIN = "explain"
 CURVE = "curve"
 TRAIN = "train"
 COST = "cost"
+AUDIT = "audit"
 RANDOM = "_random"
 COSTS = ("seconds", "evaluations_asked", "evaluations_run", "tokens", "padding", "tokens_per_second")
 
@@ -87,6 +96,11 @@ REPORT_CURVES = "report/curves.png"
 REPORT_COST = "report/cost.png"
 REPORT_METHODS = "report/methods.json"
 REPORT_PAIRS = "report/pairs.json"
+AUDIT_HTML = "report/audit.html"
+AUDIT_JSON = "report/audit.json"
+POLICY = "policy.yaml"
+REPORT_COMPARE_HTML = "report/compare.html"
+REPORT_COMPARE_JSON = "report/compare.json"
 RECIPE = "recipe.yaml"
 RUN_MANIFEST = "manifest.json"
 ENVIRONMENT = "environment.json"
