@@ -17,7 +17,7 @@ PORT ?= 5000
 PYTHONS ?= python3.10 python3.11 python3.12
 
 .PHONY: help install quickstart test check format ui lock docs clean benchmark-attributions benchmark-plausibility \
-	benchmark-concepts benchmark-agreement
+	benchmark-concepts benchmark-agreement benchmark-tracking benchmark-autolog benchmark-catalogue
 .DEFAULT_GOAL := help
 
 help: ## show these targets
@@ -77,6 +77,15 @@ benchmark-concepts: install ## time harvests, autoencoders and concept gradients
 benchmark-agreement: install ## compare concepts with human edits of reviews in DATA, on the sentiment classifier MODEL; writes docs/benchmarks.md
 	@test -n "$(MODEL)" -a -n "$(DATA)" || { echo "say where model and data are: make $@ MODEL=folder DATA=folder (docs/benchmarks.md)" >&2; exit 1; }
 	@$(BIN)/python benchmarks/concept_agreement.py --model "$(MODEL)" --data "$(DATA)" --write
+
+benchmark-tracking: install ## time MLflow and catalogue in the quickstart; writes docs/benchmarks.md
+	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/python benchmarks/tracking.py --write
+
+benchmark-autolog: install ## time autologging beside the work that it logs
+	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/python -m benchmarks.autolog
+
+benchmark-catalogue: install ## time the catalogue's questions over a million rows, on SQLite and, where it is installed, PostgreSQL
+	@$(BIN)/python benchmarks/catalogue.py
 
 clean: ## remove .venv and caches; keeps the runs
 	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

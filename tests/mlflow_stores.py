@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,20 +114,27 @@ def server_database(migrated: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def server(server_database: str) -> Iterator[str]:
     """The address of a real MLflow server on this machine: SQLite behind it, artifacts through it."""
-    folder = Path(server_database.removeprefix("sqlite:///")).parent
+    with serving(server_database, Path(server_database.removeprefix("sqlite:///")).parent) as address:
+        yield address
+
+
+@contextmanager
+def serving(database: str, folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Hold the address of a real MLflow server on a database, which keeps artifacts in a folder."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        server_database,
-        "--artifacts-destination",
-        str(folder / "artifacts"),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    path = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"), *options]
+    inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    inherited["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    inherited["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, env={**environment, "PATH": path}, start_new_session=True
+            command,
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            env={**inherited, **(environment or {})},
+            start_new_session=True,
         )
     try:
         address = f"http://127.0.0.1:{port}"
@@ -150,13 +158,24 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the MLflow server did not start:\n{log.read_text()[-3000:]}")
 
 
-@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["sqlite", *(pytest.param(name, marks=pytest.mark.slow) for name in ("postgresql", "server"))],
+)
 def any_store(request: pytest.FixtureRequest) -> Store:
-    """A SQLite store, and the same on the server."""
+    """A SQLite store, and an experiment of the test's own on PostgreSQL and on the server."""
     if request.param == "sqlite":
         return request.getfixturevalue("store")  # type: ignore[no-any-return]
+    if request.param == "server":
+        return connect(request.getfixturevalue("server"), f"tests {request.node.name}")
+    return connect_beside(request.getfixturevalue("mlflow_postgres"), request)
+
+
+def connect_beside(database: str, request: pytest.FixtureRequest) -> Store:
+    """A store on a database that other tests use, too: an experiment of its own, artifacts in a folder that goes."""
     name = f"tests {request.node.name}"
-    return connect(request.getfixturevalue("server"), name)
+    folder = request.getfixturevalue("tmp_path") / "artifacts"
+    MlflowClient(database).create_experiment(name, artifact_location=folder.as_uri())
+    return connect(database, name)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -140,16 +141,41 @@ def postgres(postgres_server: str) -> Iterator[str]:
 
 
 @contextmanager
-def fresh_database(server: str) -> Iterator[str]:
-    """Hold the address of a new database, which goes at the end, whoever still uses it."""
+def fresh_database(server: str, *, like: str | None = None) -> Iterator[str]:
+    """Hold the address of a new database, which goes at the end, whoever still uses it.
+
+    Arguments:
+        server: the address without the name of a database.
+        like: the address of a database that nobody uses, whose tables and rows it has.
+    """
     import psycopg
     from psycopg import sql
 
     name = f"test_{secrets.token_hex(6)}"
+    template = "template1" if like is None else like.rsplit("/", 1)[1]
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+        )
     try:
         yield f"{server}/{name}"
     finally:
         with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: str) -> Iterator[str]:
+    """The address of a PostgreSQL database with MLflow's tables, made once; nobody uses it, for others are like it."""
+    code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+    with fresh_database(postgres_server) as address:
+        # A process of its own keeps no connection to it.
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code, address], check=True, capture_output=True)
+        yield address
+
+
+@pytest.fixture(scope="session")
+def mlflow_postgres(postgres_server: str, migrated_postgres: str) -> Iterator[str]:
+    """The address of an MLflow store on PostgreSQL, one for all tests."""
+    with fresh_database(postgres_server, like=migrated_postgres) as address:
+        yield address

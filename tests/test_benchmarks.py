@@ -65,7 +65,7 @@ class TestReport:
 
     def test_the_page_has_the_markers(self) -> None:
         page = report.PAGE.read_text(encoding="utf-8")
-        for name in ("attributions", "memory", "plausibility"):
+        for name in ("attributions", "memory", "plausibility", "tracking"):
             assert f"<!-- {name}: generated -->" in page
             assert f"<!-- {name}: end -->" in page
 
@@ -158,3 +158,17 @@ def test_a_quick_run_times_every_method(tmp_path: Path) -> None:
         assert record["floor"] > 0
     assert {record["kind"] for record in records} == {"classification", "shapley", "generation"}
     assert "| occlusion | interpreto_mlops |" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_quick_quickstart_times_what_it_tracks(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    command = [sys.executable, "-W", "ignore", ROOT / "benchmarks" / "tracking.py", "--quick", "--json", out]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    # The runs of three methods, eight dictionaries, a classifier and a report.
+    assert found["calls"]["MLflow"] > 13 * 5
+    assert 0 < sum(found["seconds"].values()) < found["stages"]["total"]
+    assert "| calls of MLflow |" in done.stdout
+    assert list(tmp_path.iterdir()) == [out]

@@ -147,3 +147,11 @@ def test_a_job_on_the_users_own_review_file_as_a_real_process(cebab_folder, ceba
     )
     assert learned.returncode == 0, learned.stderr
     assert "tiny_bert_cebab.bert-encoder-layer-0." in learned.stdout
+
+
+def test_the_record_of_a_command_holds_no_password(monkeypatch):
+    from interpreto_mlops.cli.common import this_command
+
+    address = "http://bob:s3cret@127.0.0.1:5000"
+    monkeypatch.setattr("sys.argv", ["interpreto-mlops", "verify", "models:/x/1", "--tracking-uri", address])
+    assert this_command() == "interpreto-mlops verify models:/x/1 --tracking-uri 'http://***@127.0.0.1:5000'"

@@ -14,13 +14,11 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.mlflow_stores import VARIABLES, free_port, wait_for
+from tests.mlflow_ui import MODE, shows
 from tests.workflows.writer import save_writer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = "--no-sandbox --disable-quic --disable-background-networking --disable-component-update --disable-sync"
-MODE = "?workflowType=machine_learning"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -154,28 +152,9 @@ def ui(quickstart):
         process.wait(20)
 
 
-@pytest.fixture(scope="module")
-def page():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=ARGUMENTS.split())
-        opened = browser.new_page(viewport={"width": 1600, "height": 1100})
-        opened.set_default_timeout(90_000)
-        yield opened
-        browser.close()
-
-
 def experiment_url(quickstart: Done, ui: str) -> str:
     experiment = quickstart.client.get_experiment_by_name("interpreto-quickstart")
     return f"{ui}/#/experiments/{experiment.experiment_id}"
-
-
-def shows(page, words: str) -> bool:
-    """Whether the page comes to show the words; a page that never does fails here, by the browser's time-out."""
-    page.get_by_text(words).first.wait_for()
-    return page.get_by_text(words).first.is_visible()
 
 
 def framed(page, address: str, words: str) -> str:

@@ -216,16 +216,15 @@ class AttributionSet(Sequence[Attribution]):
 
         Columns: text_index, target_index, target_id, target, element_index, element, start, end, score, standard_error.
         """
-        frames = [_frame(item) for item in self._items]
-        return pd.concat(frames, ignore_index=True) if frames else _frame(None)
+        return _frame(self._items)
 
     def save(self, folder: str | Path) -> Path:
         """Write the set to `folder` (created) as `attributions.parquet` and `attributions.json`; return the folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # Sets that were joined may have an index twice; the place in the set is unique.
-        frames = [_frame(item).assign(place=place) for place, item in enumerate(self._items)]
-        pd.concat(frames or [_frame(None).assign(place=0)]).to_parquet(folder / _TABLE, index=False)
+        places = np.repeat(np.arange(len(self._items)), [item.scores.size for item in self._items])
+        _frame(self._items).assign(place=places.astype(np.int64)).to_parquet(folder / _TABLE, index=False)
         header = {
             "format": _FORMAT,
             "seconds": self.seconds,
@@ -284,32 +283,47 @@ def _visuals(module: str) -> Any:
     return importlib.import_module(f"interpreto_mlops.visuals.{module}")
 
 
-def _frame(item: Attribution | None) -> pd.DataFrame:
-    n = 0 if item is None else len(item)
-    targets = () if item is None else item.targets
-    shape = (len(targets), n)
-    rows, columns = (axis.ravel() for axis in np.indices(shape))
-    error = np.full(shape, np.nan) if item is None or item.standard_error is None else item.standard_error
-    spans = np.zeros((0, 2), dtype=np.int64) if item is None else item.spans
+def _frame(items: Sequence[Attribution]) -> pd.DataFrame:
+    shapes = [(len(item.targets), len(item)) for item in items]
+    rows, columns = ([axis.ravel() for axis in axes] for axes in _axes(shapes))
+    sizes = [targets * elements for targets, elements in shapes]
+    errors = [
+        np.full(shape, np.nan) if item.standard_error is None else item.standard_error
+        for item, shape in zip(items, shapes, strict=True)
+    ]
+    ids = [np.asarray([target.id for target in item.targets], dtype=np.int64) for item in items]
     return pd.DataFrame(
         {
-            "text_index": np.full(rows.size, -1 if item is None else item.index, dtype=np.int64),
-            "target_index": rows.astype(np.int64),
-            "target_id": np.asarray([target.id for target in targets], dtype=np.int64)[rows],
-            "target": pd.Series([targets[row].name for row in rows], dtype="str"),
-            "element_index": columns.astype(np.int64),
-            "element": pd.Series([] if item is None else [item.elements[column] for column in columns], dtype="str"),
-            "start": spans[columns, 0],
-            "end": spans[columns, 1],
-            "score": np.zeros(0) if item is None else item.scores.ravel(),
-            "standard_error": error.ravel(),
+            "text_index": np.repeat(np.asarray([item.index for item in items], dtype=np.int64), sizes),
+            "target_index": _joined(rows, np.int64),
+            "target_id": _joined([found[row] for found, row in zip(ids, rows, strict=True)], np.int64),
+            "target": pd.Series(
+                [target.name for item in items for target in item.targets for _ in item.elements], dtype="str"
+            ),
+            "element_index": _joined(columns, np.int64),
+            "element": pd.Series(
+                [element for item in items for _ in item.targets for element in item.elements], dtype="str"
+            ),
+            "start": _joined([item.spans[column, 0] for item, column in zip(items, columns, strict=True)], np.int64),
+            "end": _joined([item.spans[column, 1] for item, column in zip(items, columns, strict=True)], np.int64),
+            "score": _joined([item.scores.ravel() for item in items], np.float64),
+            "standard_error": _joined([error.ravel() for error in errors], np.float64),
         }
     )
 
 
+def _axes(shapes: Sequence[tuple[int, int]]) -> tuple[list[npt.NDArray[Any]], list[npt.NDArray[Any]]]:
+    found = [np.indices(shape) for shape in shapes]
+    return [axes[0] for axes in found], [axes[1] for axes in found]
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], kind: Any) -> npt.NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=kind), *parts]).astype(kind, copy=False)
+
+
 def _restore(entry: dict[str, Any], frame: pd.DataFrame | None) -> Attribution:
     shape = (len(entry["targets"]), len(entry["elements"]))
-    frame = _frame(None) if frame is None else frame
+    frame = _frame([]) if frame is None else frame
     first = frame[frame["target_index"] == 0]
     error = frame["standard_error"].to_numpy(dtype=np.float64).reshape(shape)
     return Attribution(

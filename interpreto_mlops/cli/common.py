@@ -64,8 +64,10 @@ def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def this_command() -> str:
-    """Return the command line that is being run, for the record."""
-    return shlex.join(["interpreto-mlops", *sys.argv[1:]])
+    """Return the command line that is being run, for the record: without the credentials in its addresses."""
+    from interpreto_mlops.tracking.addresses import redact
+
+    return shlex.join(["interpreto-mlops", *map(redact, sys.argv[1:])])
 
 
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")

@@ -33,6 +33,7 @@ def write_attributions(
     model: TextModel | None = None,
     dataset: TextDataset | DataReference | None = None,
     draw: bool = True,
+    shown: int | None = None,
 ) -> None:
     """Write one method's attributions of one data set into a run.
 
@@ -43,6 +44,7 @@ def write_attributions(
         model: the explained model.
         dataset: whose texts they are; by default the texts of the explanations.
         draw: whether pictures are drawn beside the page, which shows the same.
+        shown: texts on the page, which says how many are left out; by default as many as a browser shows well.
 
     Where texts are hidden (`text.hiding.texts_are_hidden`), `explanations.hidden()` is what is written.
 
@@ -54,17 +56,19 @@ def write_attributions(
     # The digest is that of the texts themselves, whether they are kept or not.
     data = DataReference.of(dataset or TextDataset("texts", tuple(item.text for item in explanations)))
     explanations = keepable(explanations)
-    run.params(attribution_params(explanations, model))
-    run.tags(model_tags(model))
+    scores = attribution_scores(metrics)
+    with run.gathered():
+        run.params(attribution_params(explanations, model))
+        run.tags(model_tags(model))
+        run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
+        _write_curves(run, metrics)
+        run.summary(attribution_summary(explanations, metrics, model, data))
     run.input(data, "explained")
     if model is not None and model.model_id is not None:
         run.input_model(model.model_id)
-    scores = attribution_scores(metrics)
-    run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
-    if model is not None and model.model_id is not None and scores:
-        run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
-    write_details(run, explanations, metrics, model, data, draw=draw)
-    run.summary(attribution_summary(explanations, metrics, model, data))
+        if scores:
+            run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
+    _write_details(run, explanations, metrics, model, data, draw, shown)
 
 
 def write_details(
@@ -77,8 +81,21 @@ def write_details(
     draw: bool = True,
 ) -> None:
     """Write what is looked at rather than compared: the curves, the page, tables, and figures if they are drawn."""
-    _write_curves(run, metrics)
-    _write_artifacts(run, explanations, metrics, model, data)
+    with run.gathered():
+        _write_curves(run, metrics)
+    _write_details(run, explanations, metrics, model, data, draw)
+
+
+def _write_details(
+    run: RunLog,
+    explanations: AttributionSet,
+    metrics: Sequence[MetricResult],
+    model: TextModel | None,
+    data: DataReference,
+    draw: bool,
+    shown: int | None = None,
+) -> None:
+    _write_artifacts(run, explanations, metrics, model, data, shown)
     if draw:
         _write_figures(run, explanations, metrics)
 
@@ -159,6 +176,7 @@ def _write_artifacts(
     metrics: Sequence[MetricResult],
     model: TextModel | None,
     data: DataReference,
+    shown: int | None,
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
         run.folder(explanations.save(scratch), schema.ATTRIBUTIONS)
@@ -168,7 +186,7 @@ def _write_artifacts(
     title = f"{explanations.method} on {data.name}"
     run.text(
         schema.ATTRIBUTIONS_HTML,
-        attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts),
+        attributions_html.render_page([explanations], title=title, scores=metrics, facts=facts, max_texts=shown),
     )
     run.table(schema.ATTRIBUTIONS_EXAMPLES, attribution_examples(explanations))
     if metrics:

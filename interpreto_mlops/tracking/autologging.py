@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+
+import mlflow
 
 from interpreto_mlops.attributions.base import EXPLAINED, Attributor
 from interpreto_mlops.attributions.results import AttributionSet
@@ -23,6 +26,8 @@ _switch = threading.Lock()
 _writing = threading.Lock()
 # From the warning back to the line that called an explainer.
 _CALLER = 6
+# Texts on a page that nobody may ever open; all scores are beside it.
+_SHOWN_TEXTS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,11 @@ class _Autologger:
         self._attempt(
             f"the explanations by {explainer.name!r}",
             lambda: evidence.log_attributions(
-                explanations, model=explainer.model, new_run=_open_run_holds("attributions"), draw=self.draw
+                explanations,
+                model=explainer.model,
+                new_run=_open_run_holds("attributions"),
+                draw=self.draw,
+                shown=_SHOWN_TEXTS,
             ),
         )
 
@@ -80,7 +89,8 @@ def autolog(
 
     Evidence goes where `log_attributions` and `log_dictionary` would write it: into the open MLflow run, which stays
     open, or, where none is open or that one already holds such evidence, into a run of its own. Results and errors of
-    the calls stay as they are; what cannot be logged becomes a warning. What metrics, jobs and evaluations explain or
+    the calls stay as they are; what cannot be logged becomes a warning. All of it is there when the call returns: the
+    scores of all texts, and a page that shows the first few. What metrics, jobs and evaluations explain or
     fit for themselves is not logged: it is part of their own evidence.
 
     Arguments:
@@ -109,6 +119,8 @@ def _log_dictionaries(dictionaries: Iterable[ConceptDictionary], draw: bool) -> 
 
 def _open_run_holds(kind: str) -> bool:
     """Return whether a run is open that already holds such evidence, so that this one needs its own."""
+    if mlflow.active_run() is None and not os.environ.get("MLFLOW_RUN_ID"):
+        return False
     store, found = current_store_for(None)
     return found is not None and kind in evidence.held_kinds(RunLog(store, found, shared_as=kind))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +65,9 @@ def write_dictionary(
     dictionary = keepable(dictionary)
     fitted = DataReference.from_provenance(dictionary.provenance)
     data = DataReference.of(dataset) if dataset is not None else fitted
-    run.params(dictionary_params(dictionary, model))
-    run.tags({**dictionary_tags(dictionary), schema.TAG_KIND: None})
+    with run.gathered():
+        run.params(dictionary_params(dictionary, model))
+        run.tags({**dictionary_tags(dictionary), schema.TAG_KIND: None})
     _write_inputs(run, dictionary, fitted, data)
     logged = log_folder(
         run.store,
@@ -72,20 +75,25 @@ def write_dictionary(
         lambda path, entry: save_model(dictionary, path, mlflow_model=entry, metrics=metrics, importance=importance),
         model_type=schema.DICTIONARY_KIND,
         run_id=run.run_id,
+        experiment_id=run.experiment_id,
         params=run.logged_params,
         tags=dictionary_tags(dictionary),
     )
     values = dict(metrics or {})
-    if values:
+    with run.gathered():
         run.metrics(values, model_id=logged.model_id, dataset=data)
-        if base := _base(dictionary).get("model_id"):
-            run.explained(values, str(base), data)
-    _write_training(run, dictionary.history_, draw)
+        _write_training(run, dictionary.history_)
+        if importance is not None:
+            run.params({schema.IMPORTANCE_PARAM: importance.method})
+        run.summary(dictionary_summary(dictionary, values))
+    if values and (base := _base(dictionary).get("model_id")):
+        run.explained(values, str(base), data)
+    if draw and len(dictionary.history_) > 1 and _quantities(dictionary.history_):
+        run.figure(schema.CONCEPTS_TRAINING_FIGURE, figures.training_figure(dictionary.history_))
     if density is not None:
         run.frame(schema.CONCEPTS_DENSITY, density.to_frame())
         run.figure(schema.CONCEPTS_DENSITY_FIGURE, figures.density_figure(density))
     _write_concepts(run, dictionary, values, importance)
-    run.summary(dictionary_summary(dictionary, values))
     return logged
 
 
@@ -166,22 +174,29 @@ def _base(dictionary: ConceptDictionary) -> Mapping[str, Any]:
 def _write_inputs(
     run: RunLog, dictionary: ConceptDictionary, fitted: DataReference | None, data: DataReference | None
 ) -> None:
-    if fitted is not None:
-        run.input(fitted, "fitted")
+    given = {} if fitted is None else {"fitted": fitted}
     if data is not None and (fitted is None or data.digest != fitted.digest):
-        run.input(data, "evaluated")
+        given["evaluated"] = data
+    if given:
+        run.inputs(given)
     if base := _base(dictionary).get("model_id"):
         run.input_model(str(base))
 
 
-def training_listener(runs: Sequence[RunLog]) -> Callable[[int, Mapping[str, float]], None]:
+def training_listener(runs: Sequence[RunLog], *, seconds: float = 0.0) -> Callable[[int, Mapping[str, float]], None]:
     """Return what `fit_together(…, listener=)` tells how training goes: each line becomes points of the run's curves.
 
     Arguments:
         runs: the run of each dictionary, in their order.
+        seconds: at least that long after a line, others are passed over: `write_dictionary` writes them at the end.
     """
+    due = [-math.inf] * len(runs)
 
     def tell(place: int, line: Mapping[str, float]) -> None:
+        now = time.monotonic()
+        if now < due[place]:
+            return
+        due[place] = now + seconds
         values = {_train_key(name): value for name, value in line.items() if name not in _AXES}
         runs[place].point(values, _step(line, 0))
 
@@ -192,16 +207,22 @@ def _train_key(quantity: str) -> str:
     return quantity if quantity.startswith(f"{schema.TRAIN}/") else f"{schema.TRAIN}/{quantity}"
 
 
-def _write_training(run: RunLog, history: Sequence[Mapping[str, float]], draw: bool) -> None:
+def _write_training(run: RunLog, history: Sequence[Mapping[str, float]]) -> None:
     """Write each quantity of the training as a curve, but for the points that were written while it went on."""
-    quantities = dict.fromkeys(key for line in history for key in line if key not in _AXES)
-    for quantity in quantities:
-        points = [(_step(line, place), float(line[quantity])) for place, line in enumerate(history) if quantity in line]
-        there = run.points(_train_key(quantity))
-        if missing := [point for point in points if point not in there]:
-            run.curve(_train_key(quantity), [step for step, _ in missing], [value for _, value in missing])
-    if draw and quantities and len(history) > 1:
-        run.figure(schema.CONCEPTS_TRAINING_FIGURE, figures.training_figure(history))
+    curves = {
+        _train_key(quantity): [
+            (_step(line, place), float(line[quantity])) for place, line in enumerate(history) if quantity in line
+        ]
+        for quantity in _quantities(history)
+    }
+    there = run.points(curves)
+    for key, points in curves.items():
+        if missing := [point for point in points if point not in there[key]]:
+            run.curve(key, [step for step, _ in missing], [value for _, value in missing])
+
+
+def _quantities(history: Sequence[Mapping[str, float]]) -> list[str]:
+    return list(dict.fromkeys(key for line in history for key in line if key not in _AXES))
 
 
 def _step(point: Mapping[str, float], place: int) -> int:
@@ -213,7 +234,6 @@ def _write_concepts(
 ) -> None:
     descriptions = dictionary.descriptions or []
     if importance is not None:
-        run.params({schema.IMPORTANCE_PARAM: importance.method})
         run.frame(schema.CONCEPTS_IMPORTANCE, importance.to_frame())
         run.figure(schema.CONCEPTS_IMPORTANCE_FIGURE, figures.importance_figure(importance, descriptions))
     if descriptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -27,8 +28,9 @@ PACKAGES = (
 )
 
 
+@functools.cache
 def version_of(package: str) -> str | None:
-    """Return the installed version of a package, or None where it has none."""
+    """Return the installed version of a package, or None where it has none; what is installed later is not seen."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

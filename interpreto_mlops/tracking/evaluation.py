@@ -211,8 +211,9 @@ def _write(
     linked_by_mlflow: str | None,
 ) -> dict[str, float]:
     """Write everything; return the metrics, which MLflow logs itself where it links them to a model."""
-    log.params(_params(found, model, config))
-    log.tags(model_tags(model))
+    with log.gathered():
+        log.params(_params(found, model, config))
+        log.tags(model_tags(model))
     if model.model_id is not None and model.model_id != linked_by_mlflow:
         log.input_model(model.model_id)
     scores, costs, summary = _scores(found)

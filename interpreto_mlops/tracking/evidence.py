@@ -60,6 +60,7 @@ def log_attributions(
     run_name: str | None = None,
     new_run: bool = False,
     draw: bool = True,
+    shown: int | None = None,
 ) -> str:
     """Log one method's attributions and their scores to the open MLflow run, which stays open, or to a new run.
 
@@ -72,6 +73,7 @@ def log_attributions(
         run_name: of a new run; by default the method's name.
         new_run: whether a run of its own is opened though one is open already; `run_id` is not used then.
         draw: whether pictures are drawn, which takes half of the time.
+        shown: texts on the page; by default as many as a browser shows well. The saved scores are of all.
 
     Returns:
         The id of the run.
@@ -82,7 +84,7 @@ def log_attributions(
     """
     check(explanations, metrics)
     with opened("attributions", run_name or explanations.method, run_id, new_run=new_run) as log:
-        write_attributions(log, explanations, metrics=metrics, model=model, dataset=dataset, draw=draw)
+        write_attributions(log, explanations, metrics=metrics, model=model, dataset=dataset, draw=draw, shown=shown)
         if log.own:
             log.write_environment()
     return log.run_id

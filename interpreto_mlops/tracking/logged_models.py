@@ -84,6 +84,7 @@ def log_folder(
     *,
     model_type: str,
     run_id: str | None = None,
+    experiment_id: str | None = None,
     params: Mapping[str, str] | None = None,
     tags: Mapping[str, str] | None = None,
     step: int = 0,
@@ -97,6 +98,7 @@ def log_folder(
         save: writes an MLflow model folder to a path, into the given `Model`.
         model_type: by which models are searched.
         run_id: the run that makes it.
+        experiment_id: that run's, where it is known.
         params: of the logged model.
         tags: of the logged model; the manifest is added.
         step: of the run, at which it is made.
@@ -109,9 +111,10 @@ def log_folder(
     client = store.client
     with store.guarded("log a model"):
         if model_id is None:
-            experiment = store.experiment_id if run_id is None else str(client.get_run(run_id).info.experiment_id)
+            if experiment_id is None:
+                experiment_id = store.experiment_id if run_id is None else client.get_run(run_id).info.experiment_id
             logged = client.create_logged_model(
-                experiment, schema.slugify(name), run_id, _shown(tags), _shown(params), model_type
+                str(experiment_id), schema.slugify(name), run_id, _shown(tags), _shown(params), model_type
             )
         else:
             logged = _adopted(store, model_id, _shown(tags), _shown(params))

@@ -202,7 +202,7 @@ def _logged(given: str, model: LoggedModel, uri: str | None = None) -> ResolvedM
         str(model.artifact_location),
         str(model.name),
         str(model.model_id),
-        run_id=model.source_run_id,
+        run_id=model.source_run_id or None,
         manifest=_manifest(model.tags, given),
     )
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import yaml
-from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Param, RunTag
+from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
@@ -25,9 +24,11 @@ from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking import _mlflow_private, schema
 from interpreto_mlops.tracking.addresses import first_line, redact
+from interpreto_mlops.tracking.batching import Batch
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.environment import environment, version_of
 from interpreto_mlops.tracking.manifest import digest_of, manifest_of
+from interpreto_mlops.tracking.plain_json import finite, plain
 from interpreto_mlops.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -47,23 +48,27 @@ class RunLog:
         store: where the run is.
         run_id: of an existing run.
         shared_as: the kind of what is written, for a run that belongs to the user: what they logged is kept.
+        found: the run as the store has just returned it; by default it is read.
     """
 
-    def __init__(self, store: Store, run_id: str, *, shared_as: str | None = None) -> None:
+    def __init__(self, store: Store, run_id: str, *, shared_as: str | None = None, found: Run | None = None) -> None:
         self.store = store
         self.run_id = run_id
         self.shared_as = shared_as
         self._client = store.client
         self._lock = threading.Lock()
         self._part: str | None = None
-        with store.guarded(f"read the run {run_id!r}"):
-            found = self._client.get_run(run_id)
+        if found is None:
+            with store.guarded(f"read the run {run_id!r}"):
+                found = self._client.get_run(run_id)
         self.experiment_id = str(found.info.experiment_id)
         self.found_params: dict[str, str] = dict(found.data.params)
         self.found_tags: dict[str, str] = dict(found.data.tags)
         self.logged_params: dict[str, str] = {}
         self._written: dict[str, str] = {}
         self._tables: list[dict[str, str]] = json.loads(self.found_tags.get(schema.TAG_TABLES, "[]"))
+        self._batch = Batch(store, run_id)
+        self._points: dict[str, set[tuple[int, float]]] = {}
 
     @property
     def own(self) -> bool:
@@ -76,18 +81,23 @@ class RunLog:
         part._part = name
         return part
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """Gather the tags, parameters, metrics and curves that are written inside, and send them together at its end.
+
+        An error inside stops them all. What goes to the explained model, inputs and artifacts do not wait.
+        """
+        return self._batch.gathered()
+
     def tags(self, values: Mapping[str, str | None]) -> None:
         """Set tags; None is left out, credentials in addresses are hidden, and long ones are cut with a mark."""
         texts = {name: _cut(redact(value), _MAX_TAG) for name, value in values.items() if value is not None}
-        with self.store.guarded("set tags"):
-            self._client.log_batch(self.run_id, tags=[RunTag(name, text) for name, text in texts.items()])
+        self._batch.add("set tags", tags=texts)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters; what the user's own run holds with another value goes under its kind (`concepts.method`)."""
         texts = {name: redact(schema.param_text(value)) for name, value in values.items()}
         named = {f"{self.shared_as}.{name}" if self._taken(name, text) else name: text for name, text in texts.items()}
-        with self.store.guarded("log parameters"):
-            self._client.log_batch(self.run_id, params=[Param(name, text) for name, text in named.items()])
+        self._batch.add("log parameters", params=named)
         self.logged_params |= texts
 
     def _taken(self, name: str, text: str) -> bool:
@@ -109,8 +119,7 @@ class RunLog:
             dataset: what they were computed on.
             step: at which they were computed.
         """
-        with self.store.guarded("log metrics"):
-            self._client.log_batch(self.run_id, metrics=self._entities(values, model_id, dataset, step))
+        self._batch.add("log metrics", metrics=self._entities(values, model_id, dataset, step))
 
     def explained(
         self, values: Mapping[str, float], model_id: str, dataset: TextDataset | DataReference | None = None
@@ -154,25 +163,31 @@ class RunLog:
         """
         if len(steps) != len(values) or any(int(step) != step for step in steps):
             raise InputError(f"the curve {key!r} needs a whole number as step for each of its {len(values)} values")
-        now, key = _now(), schema.metric_of_part(key, self._part)
-        points = [
-            Metric(schema.key(key), float(value), now, int(step)) for step, value in zip(steps, values, strict=True)
-        ]
-        with self.store.guarded("log a curve"):
-            self._client.log_batch(self.run_id, metrics=points)
+        self._add_points("log a curve", {schema.metric_of_part(key, self._part): list(zip(steps, values, strict=True))})
 
     def point(self, values: Mapping[str, float], step: int) -> None:
         """Add one point to each of some curves, while something goes on."""
-        now = _now()
-        metrics = [Metric(schema.key(key), float(value), now, int(step)) for key, value in values.items()]
-        with self.store.guarded("log metrics"):
-            self._client.log_batch(self.run_id, metrics=metrics)
+        self._add_points("log metrics", {key: [(step, value)] for key, value in values.items()})
 
-    def points(self, key: str) -> set[tuple[int, float]]:
-        """Return the (step, value) pairs that a curve has."""
-        with self.store.guarded("read a curve"):
-            history = self._client.get_metric_history(self.run_id, schema.key(key))
-        return {(int(each.step), float(each.value)) for each in history}
+    def _add_points(self, action: str, curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+        now, metrics = _now(), list[Metric]()
+        for name, points in curves.items():
+            key = schema.key(name)
+            metrics += [Metric(key, float(value), now, int(step)) for step, value in points]
+            self._points.setdefault(key, set()).update((int(step), float(value)) for step, value in points)
+        self._batch.add(action, metrics=metrics)
+
+    def points(self, keys: Iterable[str]) -> dict[str, set[tuple[int, float]]]:
+        """Return the (step, value) pairs that curves have; the store is asked only for those that others wrote."""
+        named = {key: schema.key(key) for key in keys}
+        found = {key: self._points.get(name, set()) for key, name in named.items()}
+        if not all(found.values()):
+            with self.store.guarded("read a curve"):
+                there = self._client.get_run(self.run_id).data.metrics
+                for key in [key for key, name in named.items() if not found[key] and name in there]:
+                    history = self._client.get_metric_history(self.run_id, named[key])
+                    found[key] = {(int(each.step), float(each.value)) for each in history}
+        return found
 
     def text(self, path: str, content: str) -> None:
         """Write a text file among the run's artifacts."""
@@ -183,22 +198,21 @@ class RunLog:
         if path.endswith((".yaml", ".yml")):
             self.text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
         else:
-            self.text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False))
+            self.text(path, json.dumps(finite(content), indent=1, ensure_ascii=False))
 
     def frame(self, path: str, frame: pd.DataFrame) -> None:
         """Write a frame as Parquet."""
         self._file(path, lambda file: frame.to_parquet(file, index=False))
 
     def table(self, path: str, frame: pd.DataFrame) -> None:
-        """Write a frame as a `.json` table that the UI opens; a few a run at most, for one tag lists them all."""
-        rows = [[_plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
+        """Write a frame as a `.json` table that the UI opens once `seal` has listed it; one tag lists a run's few."""
+        rows = [[plain(value) for value in row] for row in frame.itertuples(index=False, name=None)]
         columns = [str(column) for column in frame.columns]
         self.text(path, json.dumps({"columns": columns, "data": rows}, ensure_ascii=False))
         entry = {"path": schema.artifact_of_part(path, self._part), "type": "table"}
         with self._lock:
             if entry not in self._tables:
                 self._tables.append(entry)
-            self.tags({schema.TAG_TABLES: json.dumps(self._tables)})
 
     def figure(self, path: str, figure: Figure) -> None:
         """Write a matplotlib figure, in the format of the ending of `path`."""
@@ -226,8 +240,13 @@ class RunLog:
 
     def input(self, dataset: TextDataset | DataReference, context: str) -> None:
         """Log a data set as input, under a context such as `explained` or `fitted`."""
+        self.inputs({context: dataset})
+
+    def inputs(self, datasets: Mapping[str, TextDataset | DataReference]) -> None:
+        """Log data sets as inputs, by their context."""
+        named = [DataReference.of(dataset).to_input(context) for context, dataset in datasets.items()]
         with self.store.guarded("log the data set"):
-            self._client.log_inputs(self.run_id, datasets=[DataReference.of(dataset).to_input(context)])
+            self._client.log_inputs(self.run_id, datasets=named)
 
     def input_model(self, model_id: str) -> bool:
         """Log a logged model as input where its owner lets us (tags name it anyway); return whether it was."""
@@ -269,7 +288,7 @@ class RunLog:
         self.dict(schema.RECIPE, json.loads(redact(json.dumps(dict(recipe)))))
 
     def seal(self) -> None:
-        """Write the sha256 of every artifact that was written here into `manifest.json`, and its own into a tag.
+        """Write the sha256 of every artifact written here into `manifest.json`; tags hold its own and the tables.
 
         What is written again later, or into a run that the user shares, is sealed anew by whoever writes it.
         """
@@ -278,7 +297,8 @@ class RunLog:
         sealed = {**self._sealed(), **self._written}
         self.dict(schema.RUN_MANIFEST, sealed)
         del self._written[schema.RUN_MANIFEST]
-        self.tags({schema.TAG_SHA256: digest_of(sealed)})
+        tables = json.dumps(self._tables) if self._tables else None
+        self.tags({schema.TAG_SHA256: digest_of(sealed), schema.TAG_TABLES: tables})
 
     def _sealed(self) -> Mapping[str, str]:
         """Return what an earlier writer sealed."""
@@ -327,9 +347,9 @@ def run(
     every = {**fixed, **(tags or {})}
     given = {key: _cut(redact(value), _MAX_TAG) for key, value in every.items() if value is not None}
     with store.guarded("open a run"):
-        identifier = _open(store, run_id, name, given)
+        identifier, opened = _open(store, run_id, name, given)
     try:
-        log = RunLog(store, identifier)
+        log = RunLog(store, identifier, found=opened)
         if params:
             log.params(params)
         yield log
@@ -356,14 +376,14 @@ def abandon(store: Store, run_id: str) -> bool:
     return True
 
 
-def _open(store: Store, run_id: str | None, name: str, tags: dict[str, str]) -> str:
+def _open(store: Store, run_id: str | None, name: str, tags: dict[str, str]) -> tuple[str, Run | None]:
     if run_id is None:
         tags = {**{key: redact(str(value)) for key, value in _mlflow_private.context_tags().items()}, **tags}
         opened = store.client.create_run(store.experiment_id, tags=tags, run_name=name)
-        return str(opened.info.run_id)
+        return str(opened.info.run_id), opened
     store.client.update_run(run_id, status="RUNNING", name=name)
     store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    return run_id
+    return run_id, None
 
 
 def _close(store: Store, run_id: str, error: BaseException) -> None:
@@ -397,19 +417,3 @@ def _cut(text: str, most: int) -> str:
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-def _plain(value: Any) -> Any:
-    value = value.item() if hasattr(value, "item") else value
-    if value is None or value is pd.NA or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null says the same."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return _plain(value)

@@ -95,7 +95,7 @@ def render_page(
     title: str,
     scores: Sequence[MetricResult] = (),
     facts: Mapping[str, object] | None = None,
-    max_texts: int = _MAX_TEXTS,
+    max_texts: int | None = None,
 ) -> str:
     """Return a whole HTML page.
 
@@ -104,10 +104,10 @@ def render_page(
         title: of the page.
         scores: metrics of the methods; those with curves are drawn, too.
         facts: what else the head should say (model, data set, …).
-        max_texts: texts shown, so that the page stays small enough for a browser; it says how many are left out.
+        max_texts: texts shown, 50 by default, so that a browser shows it well; the page says how many are left out.
     """
     texts = _texts(sets)
-    max_texts = _affordable(sets, texts[:max_texts])
+    max_texts = _affordable(sets, texts[: _MAX_TEXTS if max_texts is None else max_texts])
     results = list(scores)
     return page.render(
         "attributions.html",

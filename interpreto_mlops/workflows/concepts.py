@@ -36,6 +36,9 @@ from interpreto_mlops.workflows.job import Job
 from interpreto_mlops.workflows.recipes import ConceptsRecipe
 from interpreto_mlops.workflows.workspace import Workspace
 
+# Seconds between two looks at a training that goes on; all of it is written at its end.
+_BETWEEN_LINES = 2.0
+
 
 def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -> list[ConceptCell]:
     """Learn every dictionary of the recipe, score, label and log it, and register the best of each layer at the end.
@@ -139,7 +142,7 @@ def _fit(
                     activations,
                     progress=job.console.progress,
                     checkpoint=workspace.place("training", cells[0].path),
-                    listener=training_listener([logs[place] for place in new]),
+                    listener=training_listener([logs[place] for place in new], seconds=_BETWEEN_LINES),
                 )
         for place in new:
             # They share one pass, so each bears an equal part of its time.

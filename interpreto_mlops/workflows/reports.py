@@ -12,6 +12,7 @@ import pandas as pd
 from interpreto_mlops.attributions.comparison import FEWEST, Comparison
 from interpreto_mlops.text.hiding import short
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.addresses import redact
 from interpreto_mlops.tracking.dictionary_facts import keepable
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.runs import RunLog, run
@@ -84,7 +85,11 @@ def write_report(
         lead.append(_concept_lead(concepts))
     known = {"model": job.model.uri, "data set": f"{job.dataset.name} ({len(job.dataset)} texts)", "suite": job.suite}
     report = Report(
-        title=title, sections=sections, lead=" ".join(lead), facts={**known, **(facts or {})}, command=job.command
+        title=title,
+        sections=sections,
+        lead=" ".join(lead),
+        facts={**known, **(facts or {})},
+        command=redact(job.command),
     )
     log.text(schema.REPORT_HTML, render_page(report))
     log.summary(_summary(job, title, " ".join(lead), attributions, concepts))

@@ -43,19 +43,6 @@ def _off() -> Iterator[None]:
 
 
 @pytest.fixture
-def user(store: Store) -> Store:
-    """The user has set MLflow up for themself."""
-    mlflow.set_tracking_uri(store.tracking_uri)
-    mlflow.set_experiment(experiment_id=store.experiment_id)
-    return store
-
-
-@pytest.fixture
-def model(tiny_model: Callable[..., TextModel]) -> TextModel:
-    return tiny_model()
-
-
-@pytest.fixture
 def rows() -> torch.Tensor:
     return torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
 
@@ -85,6 +72,17 @@ class TestExplanations:
         assert found.data.params["method"] == "occlusion"
         assert found.data.metrics["cost/evaluations_run"] == explanations.counters["evaluations_run"]
         assert AttributionSet.load(download(user, found.info.run_id) / "attributions") == explanations
+
+    def test_show_the_first_texts_and_keep_all(
+        self, user: Store, model: TextModel, texts: list[str], download: Callable[[Store, str], Path]
+    ) -> None:
+        im.autolog()
+        explanations = Saliency(model)(texts * 2)
+        (found,) = runs(user)
+        folder = download(user, found.info.run_id) / "attributions"
+        assert AttributionSet.load(folder) == explanations
+        page = (folder / "attributions.html").read_text()
+        assert f"{len(explanations) - 8} more texts are left out here" in page
 
     def test_go_into_the_open_run_once(self, user: Store, model: TextModel, texts: list[str]) -> None:
         im.autolog()

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -39,11 +38,6 @@ from interpreto_mlops.tracking.manifest import manifest_of
 from interpreto_mlops.tracking.store import Store
 
 HOSTILE = "<script>alert(1)</script> | ![x](http://evil) `a` [b](javascript:c) # _d_\n## e"
-
-
-@pytest.fixture
-def model(tiny_model: Callable[..., TextModel]) -> TextModel:
-    return tiny_model()
 
 
 @pytest.fixture

@@ -49,24 +49,6 @@ KEYS = {f"faithfulness/{name}{ending}" for name in ("deletion", "insertion") for
 
 
 @pytest.fixture
-def user(store: Store) -> Store:
-    """The user has set MLflow up for themself."""
-    mlflow.set_tracking_uri(store.tracking_uri)
-    mlflow.set_experiment(experiment_id=store.experiment_id)
-    return store
-
-
-@pytest.fixture
-def model(tiny_model: Callable[..., TextModel]) -> TextModel:
-    return tiny_model()
-
-
-@pytest.fixture
-def logged(user: Store, model: TextModel) -> LoggedTextModel:
-    return log_text_model(user, None, model, name="reviews", registered_model_name="reviews")
-
-
-@pytest.fixture
 def frame(texts: list[str], model: TextModel) -> pd.DataFrame:
     labels = [model.labels[place % 3] for place in range(len(texts) + 1)]
     return pd.DataFrame({"text": [*texts, HOSTILE], "stars": range(len(texts) + 1), "label": labels})

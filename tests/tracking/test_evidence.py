@@ -36,11 +36,6 @@ HOSTILE = "<script>window.pwned=1</script> the food was never great | `code` {{7
 
 
 @pytest.fixture
-def model(tiny_model: Callable[..., TextModel]) -> TextModel:
-    return tiny_model()
-
-
-@pytest.fixture
 def data(texts: list[str]) -> TextDataset:
     return TextDataset("reviews <b>", (*texts, HOSTILE))
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -14,11 +13,6 @@ from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.tracking import find_registered, load_model, log_text_model, run
 from interpreto_mlops.tracking.resolving import resolve
 from interpreto_mlops.tracking.store import Store
-
-
-@pytest.fixture
-def model(tiny_model: Callable[..., TextModel]) -> TextModel:
-    return tiny_model()
 
 
 def outputs(model: TextModel, texts: list[str]) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mlflow
 import numpy as np
 import pytest
 
@@ -18,12 +17,9 @@ TEXTS = ["the food was great", "the service was never good and the food was bad"
 
 
 @pytest.fixture
-def explained(store, tiny_model):
+def explained(user, logged):
     """A registered model and two runs of our own that explain it."""
-    mlflow.set_tracking_uri(store.tracking_uri)
-    mlflow.set_experiment(experiment_id=store.experiment_id)
-    logged = log_text_model(store, None, tiny_model("classification"), name="reviews", registered_model_name="reviews")
-    model = load_model(logged.uri, store=store)
+    store, model = user, load_model(logged.uri, store=user)
     runs = {}
     for method in (Occlusion(model), Saliency(model)):
         explanations = method(TEXTS)

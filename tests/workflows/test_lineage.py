@@ -27,7 +27,7 @@ from interpreto_mlops.workflows.execute import execute
 from interpreto_mlops.workflows.recipes import parse_recipe
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.slow)])
 def uri(request):
     """A database, and a real server with artifacts through it."""
     return request.getfixturevalue("database" if request.param == "sqlite" else "server")
