@@ -200,7 +200,8 @@ def test_what_cannot_be_audited_is_refused_before_anything_is_written(version, p
     assert (result.exit_code, words in result.output, len(result.output.splitlines())) == (2, True, 1), result.output
     assert runs_of(store) == []
     assert store.client.get_experiment_by_name("new") is None
-    assert not (Path(store.tracking_uri.removeprefix("sqlite:///")).parent / "catalogue.db").exists()
+    with Catalogue.connect(store=store, create=False) as book:
+        assert [entry.action for entry in book.entries()] == ["register"]  # of the fixture's model, and no more
 
 
 def test_a_logged_model_can_be_audited_and_has_no_tags(version, policy, small):
@@ -223,7 +224,7 @@ class TestCommand:
         experiment = version.store.client.get_experiment_by_name("audits")
         assert len(version.store.client.search_runs([experiment.experiment_id])) == 1
         with Catalogue.connect(store=version.store) as book:
-            assert [entry.action for entry in book.entries()] == ["audit", "promote"]
+            assert [entry.action for entry in book.entries()] == ["register", "audit", "promote"]
 
     def test_failed_is_1_also_beside_what_is_undecided(self, version, tmp_path):
         version.explain(metrics={"deletion": 0.9})
