@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -119,6 +121,24 @@ def test_texts_go_by_place_where_the_data_are_the_same_and_else_by_what_they_say
     assert text_keys([(None, a), (None, a)])[0] == "content"
     # An index that comes twice is no name.
     assert text_keys([("d", a + a), ("d", a)])[0] == "content"
+
+
+def test_places_are_no_names_where_another_text_stands_at_one_of_them():
+    every = [attribution(text) for text in ("good food", "bad", "never again", "a cold soup")]
+    first = [replace(item, index=place) for place, item in enumerate(every[:3])]
+    rest = [replace(item, index=place) for place, item in enumerate(every[2:])]
+    by, (names, others) = text_keys([("d", first), ("d", rest)])
+    assert by == "content"
+    assert set(names) & set(others) == {names[2]} == {others[0]}
+    # One text that is hidden, of three sets, is still the same text at the same place.
+    assert text_keys([("d", first), ("d", [first[1].hidden()]), ("d", first[1:])])[0] == "digest"
+    moved = [replace(first[1], index=2)]
+    assert text_keys([("d", first[:2]), ("d", first), ("d", moved)])[0] == "content"
+
+
+def test_at_one_place_a_prompt_may_have_several_continuations():
+    first, second = continued("once upon ", "a time there"), continued("once upon ", "the hill")
+    assert text_keys([("d", [first]), ("d", [second])]) == ("digest", [["0"], ["0"]])
 
 
 def test_a_text_of_which_only_the_hash_was_kept_is_the_same_text():
