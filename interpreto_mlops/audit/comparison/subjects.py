@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,8 +31,9 @@ RUN, SUITE, MODEL, DICTIONARY = "run", "suite", "model", "dictionary"
 _RUN = re.compile(r"^runs:/(?P<run>[0-9a-f]{32})/?$")
 _TOKEN_ID = re.compile(r":\d+$")
 _EXPLAINED = "explained"
+_EVIDENCE = ("attributions", "concepts")
 _CONTEXT = "mlflow.data.context"
-_FAILED = ("FAILED", "KILLED")
+_FINISHED = "FINISHED"
 # How exact the arithmetic is and which numbers are drawn does not make another method.
 _NOT_COMPARED = ("seed", "dtype")
 _DRAWN = (*_NOT_COMPARED, "n_random")
@@ -52,6 +54,7 @@ class Subject:
         link: its page in the UI.
         runs: the runs that hold its evidence, oldest first.
         model: the model or dictionary, where it is one.
+        remarks: what to know of its runs; sentences that go on after its label.
     """
 
     label: str
@@ -61,6 +64,7 @@ class Subject:
     link: str
     runs: tuple[Run, ...] = field(repr=False)
     model: ResolvedModel | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -168,8 +172,8 @@ def _subject(store: Store, uri: str) -> Subject:
     if tags.get(schema.TAG_KIND) == schema.DICTIONARY_KIND:
         made = None if found.run_id is None else _run(store, found.run_id)
         return Subject(short, uri, found.uri, DICTIONARY, link, () if made is None else (made,), found)
-    runs = [run for run in runs_that_explain(store, found) if run.info.status not in _FAILED]
-    return Subject(short, uri, found.uri, MODEL, link, tuple(runs), found)
+    runs, remarks = _finished(runs_that_explain(store, found, _EVIDENCE))
+    return Subject(short, uri, found.uri, MODEL, link, runs, found, remarks)
 
 
 def _of_run(store: Store, uri: str, run_id: str) -> Subject:
@@ -181,19 +185,29 @@ def _of_run(store: Store, uri: str, run_id: str) -> Subject:
 
 
 def _of_suite(store: Store, uri: str, suite: str) -> Subject:
-    runs: list[Run] = []
+    held: list[Run] = []
     # What MLflow's search cannot quote is no suite of ours.
     if suite and not ("'" in suite and '"' in suite):
-        found = search_runs(store, f"tags.`{schema.TAG_SUITE}` = {quoted(suite)}")
-        runs = [run for run in found if run.info.status not in _FAILED]
-    if not runs:
+        held = sorted(search_runs(store, f"tags.`{schema.TAG_SUITE}` = {quoted(suite)}"), key=_age)
+    if not held:
         raise InputError(
             f"there is no suite {suite!r} at {store.shown!r}; give runs:/<run id>, the value of a run's tag "
             f"{schema.TAG_SUITE!r}, or a model such as models:/name/3"
         )
-    runs.sort(key=_age)
-    link = experiment_url(store, str(runs[0].info.experiment_id))
-    return Subject(suite, uri, f"suite:{suite}", SUITE, link, tuple(runs))
+    runs, remarks = _finished(held)
+    link = experiment_url(store, str(held[0].info.experiment_id))
+    return Subject(suite, uri, f"suite:{suite}", SUITE, link, runs, remarks=remarks)
+
+
+def _finished(runs: Iterable[Run]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Return the runs that are complete, and say what was left out; who was killed stays RUNNING for ever."""
+    every = list(runs)
+    others = Counter(str(run.info.status) for run in every if run.info.status != _FINISHED)
+    kept = tuple(run for run in every if run.info.status == _FINISHED)
+    if not others:
+        return kept, ()
+    said = ", ".join(f"{count} {status}" for status, count in sorted(others.items()))
+    return kept, (f"runs that are not finished were left out ({said}); name one as runs:/<run id> to compare it",)
 
 
 def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
@@ -251,8 +265,10 @@ def attributions_of(store: Store, subject: Subject) -> list[AttributionEvidence]
         # A run without its method among the parameters holds several, or belongs to somebody else.
         if same in seen and "method" in run.data.params:
             continue
-        seen.add(same)
-        found += _attributions(store, subject, run)
+        held = list(_attributions(store, subject, run))
+        if held:
+            seen.add(same)
+        found += held
     return found
 
 

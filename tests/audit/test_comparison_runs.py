@@ -1,0 +1,78 @@
+"""Which runs count as evidence: finished ones; what is left out, broken or of another experiment is said."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from interpreto_mlops.audit.comparison import compare_evidence
+from interpreto_mlops.errors import InputError
+from interpreto_mlops.tracking import run, write_attributions
+from interpreto_mlops.tracking.store import connect
+from tests.audit.test_comparison_evidence import DATA, explain, register
+
+
+class World:
+    """A store with two versions of a model, each explained once."""
+
+    def __init__(self, store):
+        self.store = store
+        self.models = [register(store, seed) for seed in (0, 1)]
+        self.runs = [explain(store, model, suite=f"job-{place}") for place, model in enumerate(self.models)]
+        self.ids = [run_id for run_id, _, _ in self.runs]
+
+
+@pytest.fixture
+def world(migrated, tmp_path):
+    """Evidence of the test's own."""
+    shutil.copy(migrated, tmp_path / "mlflow.db")
+    return World(connect(f"sqlite:///{tmp_path}/mlflow.db", "tests"))
+
+
+def killed(world, suite="job-0"):
+    """Begin a run that is just like the first, and leave it without artifacts as a killed process does; return its id."""
+    client = world.store.client
+    first = client.get_run(world.ids[0])
+    tags = {**first.data.tags, "interpreto.suite": suite}
+    run_id = client.create_run(world.store.experiment_id, tags=tags).info.run_id
+    for name, value in first.data.params.items():
+        client.log_param(run_id, name, value)
+    client.log_inputs(run_id, datasets=first.inputs.dataset_inputs)
+    return run_id
+
+
+def test_a_run_that_was_killed_hides_no_older_evidence_and_is_named(world):
+    uris = ["models:/reviews/1", "models:/reviews/2"]
+    before = compare_evidence(world.store, uris, log=False)
+    assert not any("not finished" in note for note in before.notes)
+    killed(world)
+    world.store.client.set_terminated(killed(world), "KILLED")
+    for given, label in ((uris, "reviews v1"), (["job-0", "job-1"], "job-0")):
+        found = compare_evidence(world.store, given, log=False)
+        assert found.groups["run"].tolist() == world.ids
+        assert found.pairs["difference"].tolist() == before.pairs["difference"].tolist()
+        (said,) = (note for note in found.notes if "not finished" in note)
+        assert said.startswith(f"{label}: runs that are not finished were left out (1 KILLED, 1 RUNNING)")
+
+
+def test_a_run_without_its_artifacts_hides_no_older_evidence(world):
+    world.store.client.set_terminated(killed(world))
+    found = compare_evidence(world.store, ["models:/reviews/1", "models:/reviews/2"], log=False)
+    assert found.groups["run"].tolist() == world.ids
+
+
+def test_where_nothing_is_finished_the_error_says_so(world):
+    run_id = killed(world, suite="dead")
+    with pytest.raises(InputError, match=r"the suite 'dead' holds neither .*not finished were left out \(1 RUNNING\)"):
+        compare_evidence(world.store, ["dead", "job-1"])
+    with pytest.raises(InputError, match=rf"the run 'runs:/{run_id}' holds neither"):
+        compare_evidence(world.store, [f"runs:/{run_id}", "job-1"])
+
+
+def test_the_users_own_open_run_can_be_compared_by_its_id(world):
+    _, found, scores = world.runs[0]
+    with run(world.store, kind="attributions", name="open") as log:
+        write_attributions(log, found, metrics=scores, model=world.models[0], dataset=DATA, draw=False)
+        compared = compare_evidence(world.store, [f"runs:/{log.run_id}", f"runs:/{world.ids[0]}"], log=False)
+    assert compared.pairs["difference"].tolist() == [0.0, 0.0]
