@@ -19,7 +19,7 @@ from interpreto_mlops.audit.comparison.models import agreement, importance_shift
 from interpreto_mlops.cli import main
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, concept_importance, top_words
 from interpreto_mlops.concepts.interpretation import Word
-from interpreto_mlops.errors import InputError, IntegrityError, ModelLoadError
+from interpreto_mlops.errors import DataError, InputError, IntegrityError, ModelLoadError
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import register_dictionary, run, write_dictionary
 from interpreto_mlops.tracking.store import connect
@@ -288,6 +288,31 @@ def test_concepts_that_cannot_be_matched_leave_the_rest_of_the_comparison(world,
     assert said.startswith(words)
     with pytest.raises((InputError, IntegrityError, ModelLoadError)):
         compare_evidence(store, [f"models:/{suite}/1" for suite in suites], texts=DATA, match_by="activations", log=False)
+
+
+def test_importance_that_cannot_be_read_is_one_sentence_or_a_note(world, tmp_path):
+    store, name = world.store, "broken"
+    runs = [learn(store, world.models[0], name=name) for _ in range(2)]
+    uris = [each[-1] for each in runs]
+    assert len(compare_evidence(store, uris, log=False).shifts) > 0
+    file = tmp_path / "importance.parquet"
+    pd.DataFrame({"class": ["a"], "share": [1.0]}).to_parquet(file)
+    strange = pd.DataFrame({"class": ["a"], "concept": ["first"], "share": [1.0]})
+    for broken in (b"garbage", file.read_bytes(), strange):
+        strange.to_parquet(file) if broken is strange else file.write_bytes(broken)
+        store.client.log_artifact(runs[0][0], str(file), "concepts")
+        with pytest.raises(DataError, match=rf"cannot read the artifact 'concepts/importance.parquet' of.*{runs[0][0]}"):
+            compare_evidence(store, uris, log=False)
+    told = CliRunner().invoke(main, ["compare", *uris, "--tracking-uri", store.tracking_uri, "--no-log"])
+    assert told.exit_code == 1
+    assert len(told.output.strip().splitlines()) == 1, told.output
+    for place, (run_id, *_) in enumerate(runs):
+        store.client.set_tag(run_id, "interpreto.suite", f"broken-{place}")
+        explain(store, world.models[0], suite=f"broken-{place}")
+    found = compare_evidence(store, ["broken-0", "broken-1"], log=False)
+    assert (len(found.dictionaries), len(found.shifts), len(found.pairs)) == (1, 0, 2)
+    (said,) = (note for note in found.notes if "importance" in note)
+    assert said.startswith("pca: the importance of concepts was not compared: cannot read the artifact 'concepts/imp")
 
 
 def test_too_few_common_texts_for_codes_leave_the_rest_of_the_comparison(world):

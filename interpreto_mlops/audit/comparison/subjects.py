@@ -17,8 +17,9 @@ from mlflow.entities import Run
 
 from interpreto_mlops.attributions.results import AttributionSet
 from interpreto_mlops.concepts.metrics import METRICS as CONCEPT_METRICS
-from interpreto_mlops.errors import InputError, ModelLoadError
+from interpreto_mlops.errors import DataError, InputError, ModelLoadError
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.addresses import first_line
 from interpreto_mlops.tracking.links import experiment_url, logged_model_url, run_url, version_url
 from interpreto_mlops.tracking.reading import Explanations, kinds_of, read_explanations, runs_that_explain, search_runs
 from interpreto_mlops.tracking.resolving import ResolvedModel, is_model_uri, quoted, resolve
@@ -297,13 +298,17 @@ def _metric_settings(store: Store, run_id: str, read: Explanations, *, alone: bo
     places = [schema.artifact_of_part(schema.ATTRIBUTIONS_METRICS, read.label)]
     places = [schema.ATTRIBUTIONS_METRICS, *places] if alone or read.label == read.explanations.method else places
     for place in places:
-        found = _artifact(store, run_id, place, lambda file: json.loads(file.read_text(encoding="utf-8")))
+        found = _artifact(store, run_id, place, _settings_of_metrics)
         if found is not None:
-            return {
-                name: {key: schema.param_text(value) for key, value in said["parameters"].items() if key not in _DRAWN}
-                for name, said in found.items()
-            }
+            return found
     return {}
+
+
+def _settings_of_metrics(file: Path) -> dict[str, dict[str, str]]:
+    return {
+        name: {key: schema.param_text(value) for key, value in said["parameters"].items() if key not in _DRAWN}
+        for name, said in json.loads(file.read_text(encoding="utf-8")).items()
+    }
 
 
 def settings_of(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -384,14 +389,31 @@ def _dictionary_settings(params: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_importance(store: Store, run: Run) -> pd.DataFrame | None:
-    return _artifact(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE, pd.read_parquet)
+    return _artifact(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE, _importance)
+
+
+def _importance(file: Path) -> pd.DataFrame:
+    found = pd.read_parquet(file)
+    missing = [name for name in ("class", "concept", "share") if name not in found]
+    if missing:
+        raise KeyError(f"it has no column {', '.join(map(repr, missing))}")
+    return found.astype({"class": "str", "concept": "int64", "share": "float64"})
 
 
 def _artifact(store: Store, run_id: str, path: str, read: Callable[[Path], T]) -> T | None:
-    """Return what is read from an artifact of a run, or None where there is none."""
-    folder = path.rpartition("/")[0]
-    with store.guarded(f"read the artifact {path!r} of the run {run_id!r}"):
-        if path not in {each.path for each in store.client.list_artifacts(run_id, folder)}:
-            return None
-        with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
-            return read(Path(store.client.download_artifacts(run_id, path, scratch)))
+    """Return what is read from an artifact of a run, or None where there is none.
+
+    Raises:
+        DataError: it cannot be read.
+        TrackingError: the store fails.
+    """
+    folder, what = path.rpartition("/")[0], f"the artifact {path!r} of the run {run_id!r}"
+    with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
+        with store.guarded(f"fetch {what}"):
+            if path not in {each.path for each in store.client.list_artifacts(run_id, folder)}:
+                return None
+            file = Path(store.client.download_artifacts(run_id, path, scratch))
+        try:
+            return read(file)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"cannot read {what}: {type(error).__name__}: {first_line(error)}") from error
