@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,18 @@ def test_where_nothing_is_finished_the_error_says_so(world):
         compare_evidence(world.store, ["dead", "job-1"])
     with pytest.raises(InputError, match=rf"the run 'runs:/{run_id}' holds neither"):
         compare_evidence(world.store, [f"runs:/{run_id}", "job-1"])
+
+
+def test_a_password_in_the_command_is_in_no_file_and_in_no_tag(world, tmp_path):
+    command = "interpreto-mlops compare … --tracking-uri postgresql://me:secretpw@host/evidence"
+    found = compare_evidence(world.store, ["job-0", "job-1"], command=command)
+    there = tmp_path / "report"
+    there.mkdir()
+    folder = Path(world.store.client.download_artifacts(found.report_run_id, "", str(there)))
+    kept = {file.name: file.read_text(encoding="utf-8") for file in folder.rglob("*") if file.is_file()}
+    assert "postgresql://***@host/evidence" in kept["compare.html"]
+    assert not [name for name, text in kept.items() if "secretpw" in text]
+    assert "secretpw" not in str(world.store.client.get_run(found.report_run_id).to_dictionary())
 
 
 def test_the_users_own_open_run_can_be_compared_by_its_id(world):
