@@ -89,3 +89,15 @@ def test_the_users_own_open_run_can_be_compared_by_its_id(world):
         write_attributions(log, found, metrics=scores, model=world.models[0], dataset=DATA, draw=False)
         compared = compare_evidence(world.store, [f"runs:/{log.run_id}", f"runs:/{world.ids[0]}"], log=False)
     assert compared.pairs["difference"].tolist() == [0.0, 0.0]
+    assert sum("the run is RUNNING, not FINISHED" in note for note in compared.notes) == 1
+
+
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_a_run_that_failed_is_compared_by_its_id_and_said_to_have_failed(world, status):
+    uris = [f"runs:/{run_id}" for run_id in world.ids]
+    assert not any("the run is" in note for note in compare_evidence(world.store, uris, log=False).notes)
+    world.store.client.set_terminated(world.ids[1], status)
+    found = compare_evidence(world.store, uris, log=False)
+    label = found.subjects[1]["label"]
+    said = f"{label}: the run is {status}, not FINISHED, and may hold only a part of its evidence."
+    assert [note for note in found.notes if "the run is" in note] == [said]

@@ -182,7 +182,9 @@ def _of_run(store: Store, uri: str, run_id: str) -> Subject:
     if run is None:
         raise ModelLoadError(f"there is no run {run_id!r} at {store.shown!r}; `mlflow runs list` shows those there are")
     label = f"{run.info.run_name} {run_id[:_SHORT]}"
-    return Subject(label, uri, f"runs:/{run_id}", RUN, _run_link(store, run), (run,))
+    said = f"the run is {run.info.status}, not {_FINISHED}, and may hold only a part of its evidence"
+    remarks = () if run.info.status == _FINISHED else (said,)
+    return Subject(label, uri, f"runs:/{run_id}", RUN, _run_link(store, run), (run,), remarks=remarks)
 
 
 def _of_suite(store: Store, uri: str, suite: str) -> Subject:
