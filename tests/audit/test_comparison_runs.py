@@ -83,6 +83,14 @@ def test_a_password_in_the_command_is_in_no_file_and_in_no_tag(world, tmp_path):
     assert "secretpw" not in str(world.store.client.get_run(found.report_run_id).to_dictionary())
 
 
+def test_a_logged_model_is_linked_in_its_own_experiment(world):
+    elsewhere = connect(world.store.tracking_uri, "elsewhere")
+    found = compare_evidence(elsewhere, [f"models:/{model.model_id}" for model in world.models], log=False)
+    assert elsewhere.experiment_id != world.store.experiment_id
+    for subject, model in zip(found.subjects, world.models, strict=True):
+        assert f"/experiments/{world.store.experiment_id}/models/{model.model_id}" in subject["link"]
+
+
 def test_the_users_own_open_run_can_be_compared_by_its_id(world):
     _, found, scores = world.runs[0]
     with run(world.store, kind="attributions", name="open") as log:

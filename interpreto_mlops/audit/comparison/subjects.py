@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -241,7 +241,12 @@ def _tags(store: Store, found: ResolvedModel) -> Mapping[str, str]:
 def _model_link(store: Store, found: ResolvedModel) -> str:
     if found.version is not None:
         return version_url(store, found.name, found.version)
-    return "" if found.model_id is None else logged_model_url(store, found.model_id)
+    if (model_id := found.model_id) is None:
+        return ""
+    logged = store.if_there("read a logged model", lambda: store.client.get_logged_model(model_id))
+    if logged is None:
+        return ""
+    return logged_model_url(replace(store, experiment_id=str(logged.experiment_id)), model_id)
 
 
 def _run_link(store: Store, run: Run) -> str:
