@@ -147,6 +147,26 @@ def test_a_text_of_which_only_the_hash_was_kept_is_the_same_text():
     assert a == b
 
 
+def test_of_hidden_prompts_the_hash_of_the_prompt_counts_beside_shown_ones_and_each_other():
+    first, second = continued("once upon ", "a time there"), continued("once upon ", "the hill")
+    every = [("d", [first]), ("e", [second.hidden()]), ("f", [first.hidden()])]
+    by, names = text_keys(every)
+    assert by == "content"
+    assert names[0] == names[1] == names[2]
+    # A prompt alone is the same text as a prompt with something after it.
+    assert text_keys([every[1], ("g", [attribution("once upon ")])])[1] == [names[0], names[0]]
+    assert text_keys([("d", [first]), ("d", [second.hidden()])])[0] == "digest"
+    other = continued("long ago ", "a time there").hidden()
+    assert text_keys([every[2], ("g", [other])])[1][1] != names[0]
+
+
+def test_beside_prompts_that_an_earlier_version_hid_the_whole_text_counts():
+    first, second = continued("once upon ", "a time there"), continued("once upon ", "the hill")
+    old = replace(first.hidden(), prompt_sha256=None)
+    _, ((a,), (b,), (c,), (d,)) = text_keys([("d", [old]), ("e", [first]), ("f", [second]), ("g", [first.hidden()])])
+    assert a == b == d != c
+
+
 def test_of_a_prompt_with_its_continuation_the_prompt_counts():
     first, second = continued("once upon ", "a time there"), continued("once upon ", "the hill")
     _, ((a,), (b,)) = text_keys([("d", [first]), ("e", [second])])

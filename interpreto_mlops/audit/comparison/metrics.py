@@ -53,8 +53,8 @@ def text_keys(sets: Sequence[tuple[str | None, Sequence[Attribution]]]) -> tuple
 
     Where all sets are of data of one digest, and the same text stands wherever two of them have the same place, a text
     is named by its place. Else it is named by what it says, and a text that comes n times by n names, in order; of a
-    prompt with its continuation only the prompt counts. A text that is kept as `sha256:…` alone has the name of the
-    text with that hash.
+    prompt with its continuation only the prompt counts, if the prompts of all are known. A text that is kept as
+    `sha256:…` alone has the name of the text with that hash.
 
     Arguments:
         sets: the digest of the data, None where it is not known, and the explained texts.
@@ -63,7 +63,9 @@ def text_keys(sets: Sequence[tuple[str | None, Sequence[Attribution]]]) -> tuple
         How they were named, and the names of each set's texts, in its order.
     """
     digests = {digest for digest, _ in sets}
-    contents = [[_content(item) for item in items] for _, items in sets]
+    # By what is known of all of them: of texts that earlier versions hid, the prompt is not.
+    prompts = all(_prompt(item) is not None for _, items in sets for item in items)
+    contents = [[(prompts and _prompt(item)) or item.text_sha256 for item in items] for _, items in sets]
     places = [[str(item.index) for item in items] for _, items in sets]
     if len(digests) == 1 and None not in digests and _are_names(places, contents):
         return "digest", places
@@ -79,10 +81,11 @@ def _are_names(places: Sequence[Sequence[str]], contents: Sequence[Sequence[str]
     return all(known.setdefault(place, text) == text for place, text in pairs)
 
 
-def _content(item: Attribution) -> str:
-    if item.prompt_tokens is not None and not item.is_hidden:
-        return sha256_of(item.text[: item.boundary])
-    return item.text_sha256
+def _prompt(item: Attribution) -> str | None:
+    """Return the sha256 of what was given before a continuation, of a text without one its own, or None for unknown."""
+    if item.prompt_tokens is None:
+        return item.text_sha256
+    return item.prompt_sha256 if item.is_hidden else sha256_of(item.text[: item.boundary])
 
 
 def _numbered(contents: Sequence[str]) -> list[str]:
