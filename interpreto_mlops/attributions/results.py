@@ -105,8 +105,8 @@ class Attribution:
 
         An element's hash is that of the word without space around it and in folded case (`text.hiding.hidden_word`), so
         that who knows a word finds it. Of a text with a continuation the hash of the prompt is kept beside that of the
-        whole, so that it is found again whatever was written after it. Classes keep their names. Spans, and with them the lengths of words, are kept;
-        token ids, from which the text could be put together, are not.
+        whole, so that it is found again whatever was written after it. Classes keep their names. Spans, and with them
+        the lengths of words, are kept; token ids, from which the text could be put together, are not.
         """
         if self.is_hidden:
             return self

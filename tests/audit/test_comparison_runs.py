@@ -32,7 +32,7 @@ def world(migrated, tmp_path):
 
 
 def killed(world, suite="job-0"):
-    """Begin a run that is just like the first, and leave it without artifacts as a killed process does; return its id."""
+    """Begin a run that is just like the first, and leave it as a killed process does; return its id."""
     client = world.store.client
     first = client.get_run(world.ids[0])
     tags = {**first.data.tags, "interpreto.suite": suite}

@@ -82,8 +82,8 @@ def agreement(first: Mapping[str, Attribution], second: Mapping[str, Attribution
     equal scores: nothing to speak of but where nearly all scores are equal.
 
     None is defined where one side's scores are all equal, the first two not for fewer than two elements, the third not
-    for n ≤ k. Of several targets of a text it is the mean over those for which it is defined. Elements without a number in one of the two
-    are left out. A text with another target says nothing about the ranking, and is listed instead.
+    for n ≤ k. Of several targets of a text it is the mean over those for which it is defined. Elements without a number
+    in one of the two are left out. A text with another target says nothing about the ranking, and is listed instead.
 
     Arguments:
         first, second: the explanations by the name of their text.
@@ -154,7 +154,8 @@ def _places(scores: Floats, k: int) -> Floats:
     """Return how much of one of the k highest places each element has, which sum to k; k < n."""
     edge = np.sort(scores)[-k]
     above, tied = scores > edge, scores == edge
-    return above + tied * ((k - above.sum()) / tied.sum())
+    shared: Floats = above + tied * ((k - above.sum()) / tied.sum())
+    return shared
 
 
 def _chance(ranks: Floats, others: Floats, places: Floats, k: int) -> float:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Run
 
 from interpreto_mlops.attributions.results import AttributionSet
+from interpreto_mlops.audit.comparison.artifacts import read_artifact, read_importance
 from interpreto_mlops.concepts.metrics import METRICS as CONCEPT_METRICS
-from interpreto_mlops.errors import DataError, InputError, ModelLoadError
+from interpreto_mlops.errors import InputError, ModelLoadError
 from interpreto_mlops.tracking import schema
-from interpreto_mlops.tracking.addresses import first_line
 from interpreto_mlops.tracking.links import experiment_url, logged_model_url, run_url, version_url
 from interpreto_mlops.tracking.reading import Explanations, kinds_of, read_explanations, runs_that_explain, search_runs
 from interpreto_mlops.tracking.resolving import ResolvedModel, is_model_uri, quoted, resolve
 from interpreto_mlops.tracking.store import Store
-
-T = TypeVar("T")
 
 RUN, SUITE, MODEL, DICTIONARY = "run", "suite", "model", "dictionary"
 
@@ -305,7 +302,7 @@ def _metric_settings(store: Store, run_id: str, read: Explanations, *, alone: bo
     places = [schema.artifact_of_part(schema.ATTRIBUTIONS_METRICS, read.label)]
     places = [schema.ATTRIBUTIONS_METRICS, *places] if alone or read.label == read.explanations.method else places
     for place in places:
-        found = _artifact(store, run_id, place, _settings_of_metrics)
+        found = read_artifact(store, run_id, place, _settings_of_metrics)
         if found is not None:
             return found
     return {}
@@ -383,7 +380,7 @@ def _concepts(
         {name: value for name, value in metrics.items() if name.split("/")[0] in _CONCEPT_GROUPS},
         None if run is None else run.data.params.get(schema.IMPORTANCE_PARAM),
         None if run is None else (_data_of(run, "evaluated")[1] or _data_of(run, "fitted")[1]),
-        lambda: None if run is None else _read_importance(store, run),
+        lambda: None if run is None else read_importance(store, str(run.info.run_id)),
     )
 
 
@@ -393,34 +390,3 @@ def _dictionary_settings(params: Mapping[str, str]) -> dict[str, str]:
         for name, value in params.items()
         if (name in _DICTIONARY_PARAMS or name.startswith(schema.METHOD_PARAM)) and name != schema.IMPORTANCE_PARAM
     }
-
-
-def _read_importance(store: Store, run: Run) -> pd.DataFrame | None:
-    return _artifact(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE, _importance)
-
-
-def _importance(file: Path) -> pd.DataFrame:
-    found = pd.read_parquet(file)
-    missing = [name for name in ("class", "concept", "share") if name not in found]
-    if missing:
-        raise KeyError(f"it has no column {', '.join(map(repr, missing))}")
-    return found.astype({"class": "str", "concept": "int64", "share": "float64"})
-
-
-def _artifact(store: Store, run_id: str, path: str, read: Callable[[Path], T]) -> T | None:
-    """Return what is read from an artifact of a run, or None where there is none.
-
-    Raises:
-        DataError: it cannot be read.
-        TrackingError: the store fails.
-    """
-    folder, what = path.rpartition("/")[0], f"the artifact {path!r} of the run {run_id!r}"
-    with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
-        with store.guarded(f"fetch {what}"):
-            if path not in {each.path for each in store.client.list_artifacts(run_id, folder)}:
-                return None
-            file = Path(store.client.download_artifacts(run_id, path, scratch))
-        try:
-            return read(file)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(f"cannot read {what}: {type(error).__name__}: {first_line(error)}") from error
