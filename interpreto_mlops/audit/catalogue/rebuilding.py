@@ -20,11 +20,10 @@ from interpreto_mlops.audit.catalogue.tables import DictionaryRow, RunRow, Versi
 from interpreto_mlops.audit.catalogue.texts import storable
 from interpreto_mlops.errors import CatalogueError, InputError, InterpretoError, TrackingError
 from interpreto_mlops.tracking import schema
-from interpreto_mlops.tracking.reading import kinds_of, read_explanations
+from interpreto_mlops.tracking.reading import kinds_of, pages, read_explanations
 from interpreto_mlops.tracking.resolving import model_id_of
 from interpreto_mlops.tracking.store import Store
 
-_PAGE = 200
 _CURVES = (f"{schema.CURVE}/", f"{schema.TRAIN}/")
 
 
@@ -80,7 +79,7 @@ def rebuild(database: Database, store: Store) -> Rebuilt:
         writing.check_store(connection, store_address(store))
     found = Rebuilt()
     seen: dict[str, set[Any]] = {"runs": set(), "dictionaries": set(), "versions": set()}
-    experiments = [str(each.experiment_id) for each in _pages(store, store.client.search_experiments)]
+    experiments = [str(each.experiment_id) for each in pages(store, store.client.search_experiments)]
 
     def write_run(run: Run) -> None:
         seen["runs"].add(run.info.run_id)
@@ -120,33 +119,22 @@ def _each(
             skipped[name(item)] = str(error)
 
 
-def _pages(store: Store, search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        with store.guarded("be searched"):
-            page = search(max_results=_PAGE, page_token=token, **arguments)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _runs(store: Store, experiments: list[str]) -> Iterator[Run]:
     ours = f"tags.`{schema.TAG_KIND}` LIKE '%'"
-    found = _pages(store, store.client.search_runs, experiment_ids=experiments, filter_string=ours)
+    found = pages(store, store.client.search_runs, experiment_ids=experiments, filter_string=ours)
     return (run for run in found if kinds_of(run))
 
 
 def _dictionaries(store: Store, experiments: list[str]) -> Iterator[LoggedModel]:
     ours = f"model_type = '{schema.DICTIONARY_KIND}'"
     search = store.client.search_logged_models
-    for model in _pages(store, search, experiment_ids=experiments, filter_string=ours):
+    for model in pages(store, search, experiment_ids=experiments, filter_string=ours):
         if model.status == LoggedModelStatus.READY:
             yield model
 
 
 def _versions(store: Store) -> Iterator[ModelVersion]:
-    return _pages(store, store.client.search_model_versions)
+    return pages(store, store.client.search_model_versions)
 
 
 def _dictionary(store: Store, model_id: str) -> LoggedModel | None:
