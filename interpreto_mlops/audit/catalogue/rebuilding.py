@@ -77,6 +77,8 @@ def rebuild(database: Database, store: Store) -> Rebuilt:
     """Derive everything but the log from a store; see `Catalogue.rebuild`."""
     with database.reading() as connection:
         writing.check_store(connection, store_address(store))
+        # What others record while this goes on is none of what has gone.
+        before = _held(connection, store)
     found = Rebuilt()
     seen: dict[str, set[Any]] = {"runs": set(), "dictionaries": set(), "versions": set()}
     experiments = [str(each.experiment_id) for each in pages(store, store.client.search_experiments)]
@@ -102,7 +104,7 @@ def rebuild(database: Database, store: Store) -> Rebuilt:
     _each(_runs(store, experiments), lambda run: str(run.info.run_id), write_run, found.skipped)
     _each(_dictionaries(store, experiments), lambda model: str(model.model_id), write_dictionary, found.skipped)
     _each(_versions(store), lambda version: f"{version.name}/{version.version}", write_version, found.skipped)
-    _remove_others(database, store, seen, found)
+    _remove_others(database, store, before, seen, found)
     return found
 
 
@@ -236,17 +238,24 @@ def _version_row(store: Store, version: ModelVersion) -> writing.Row:
     return _clean(row)
 
 
-def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]], found: Rebuilt) -> None:
-    """Remove what the catalogue has of the store and the store no longer has, and count both."""
+def _held(connection: Connection, store: Store) -> dict[str, set[Any]]:
+    """Return what the catalogue has of the store."""
     here = store_address(store)
+    versions = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
+    return {
+        "runs": set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))),
+        "dictionaries": set(connection.scalars(select(DictionaryRow.model_id).where(DictionaryRow.store == here))),
+        "versions": {(name, version) for name, version in versions},
+    }
+
+
+def _remove_others(
+    database: Database, store: Store, before: dict[str, set[Any]], seen: dict[str, set[Any]], found: Rebuilt
+) -> None:
+    """Remove what the catalogue had of the store and the store no longer has, and count both."""
     with database.writing() as connection:
-        versions = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
-        held: dict[str, set[Any]] = {
-            "runs": set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))),
-            "dictionaries": set(connection.scalars(select(DictionaryRow.model_id).where(DictionaryRow.store == here))),
-            "versions": {(name, version) for name, version in versions},
-        }
-        gone = {name: held[name] - seen[name] for name in held}
+        held = _held(connection, store)
+        gone = {name: (held[name] & before[name]) - seen[name] for name in held}
         for run_id in gone["runs"]:
             writing.delete_run(connection, run_id)
         for model_id in gone["dictionaries"]:
