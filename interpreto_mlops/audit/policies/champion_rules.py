@@ -39,8 +39,10 @@ def judge_champion(rule: ChampionRule, evidence: Evidence, champion: Evidence | 
     if champion.model.uri == evidence.model.uri:
         why = f"{evidence.model.uri!r} was to be compared with itself"
         return RuleVerdict(rule.rule, rule.title, Verdict.UNDECIDED, why)
-    pieces = [piece for piece in newest(chosen(evidence, rule, "attributions")) if rule.metric in piece.metrics]
-    rivals = [piece for piece in newest(chosen(champion, rule, "attributions")) if rule.metric in piece.metrics]
+    pieces, rivals = (
+        newest(piece for piece in chosen(found, rule, "attributions") if rule.metric in piece.metrics)
+        for found in (evidence, champion)
+    )
     outcomes = [_compared(rule, evidence, champion, piece, rivals) for piece in pieces]
     outcomes += missing(evidence, rule, pieces, what)
     return combine(rule, outcomes, nothing(evidence, rule, what))

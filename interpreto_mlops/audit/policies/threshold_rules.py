@@ -81,7 +81,8 @@ def judge_stability(rule: StabilityRule, evidence: Evidence) -> RuleVerdict:
 
 
 def _each(rule: SelectingRule, evidence: Evidence, name: str, judge: Judge) -> RuleVerdict:
-    pieces = [piece for piece in newest(chosen(evidence, rule)) if name in piece.metrics]
+    # An explanation that was not scored comes in no scored one's place.
+    pieces = newest(piece for piece in chosen(evidence, rule) if name in piece.metrics)
     outcomes = [_judged(piece, name, judge) for piece in pieces]
     outcomes += missing(evidence, rule, pieces, f"sealed value of {name}")
     return combine(rule, outcomes, nothing(evidence, rule, f"sealed value of {name}"))
