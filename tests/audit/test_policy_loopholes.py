@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
+from interpreto_mlops.audit.policies.evidence import gather
+from interpreto_mlops.tracking.resolving import resolve
 from tests.audit.explained import register
+from tests.audit.test_influence_rules import learn
 from tests.audit.test_policy_rules import one
 
 
@@ -39,3 +44,76 @@ class TestARunWithoutScores:
         old.explain(method="saliency", metrics={"deletion": 0.2})
         new.explain()
         assert one(new.evidence(), CHAMPION, old.evidence()).verdict == "failed"
+
+
+class TestASpoiltRun:
+    """What it said is not known any more: no rule on what must not be found passes without it."""
+
+    WORDS: ClassVar = {"rule": "words", "words": ["she"]}
+    CONCEPTS: ClassVar = {"rule": "concepts", "concepts": ["zebra"]}
+
+    @pytest.fixture
+    def spoilt(self, version):
+        run_id = version.explain(["she won"] * 3, scores={"she": 0.9}, metrics={"deletion": 0.3})
+        version.explain(["she won"] * 3, scores={"she": -0.9}, method="saliency")
+        assert one(version.evidence(), self.WORDS).verdict == "failed"
+        return run_id
+
+    def test_whose_metric_was_logged_anew(self, version, spoilt):
+        version.store.client.log_metric(spoilt, "faithfulness/deletion", 0.1)
+        found = one(version.evidence(), self.WORDS)
+        assert (found.verdict, found.evidence) == ("undecided", (f"runs:/{spoilt}",))
+        assert f"the run {spoilt} is no evidence" in found.detail
+
+    def test_whose_seal_is_gone(self, version, spoilt):
+        version.store.client.delete_tag(spoilt, "interpreto.sha256")
+        assert one(version.evidence(), self.WORDS).verdict == "undecided"
+
+    def test_does_not_excuse_what_another_run_found(self, version, spoilt):
+        version.store.client.log_metric(spoilt, "faithfulness/deletion", 0.1)
+        version.explain(["she won"], scores={"she": 0.9})
+        assert one(version.evidence(), self.WORDS).verdict == "failed"
+
+    def test_of_a_dictionary(self, version, tmp_path):
+        learn(version)
+        assert one(version.evidence(), self.CONCEPTS).verdict == "passed"
+        run_id, _ = learn(version, seed=1)
+        (tmp_path / "labels.json").write_text("{}")
+        version.store.client.log_artifact(run_id, str(tmp_path / "labels.json"), "concepts")
+        found = one(version.evidence(), self.CONCEPTS)
+        assert (found.verdict, run_id in found.detail) == ("undecided", True)
+
+
+class TestTheChampion:
+    @pytest.mark.parametrize("by_id", [True, False])
+    def test_is_not_the_version_itself_under_another_name(self, version, by_id):
+        version.explain(metrics={"deletion": 0.9})
+        client, other = version.store.client, f"models:/{version.model.model_id}"
+        if not by_id:
+            client.create_registered_model("copied")
+            client.copy_model_version(version.uri, "copied")
+            other = "models:/copied/1"
+        champion = gather(version.store, resolve(version.store, other), {})
+        found = one(version.evidence(), CHAMPION, champion)
+        assert found.verdict == "undecided"
+        assert f"{version.uri!r} was to be compared with itself, under {other!r}" in found.detail
+
+
+class TestASanityCheck:
+    """Its best value is 0, and -1 is as bad as 1."""
+
+    def test_of_a_champion_is_compared_by_the_distance_from_0(self, store):
+        old, new = register(store), register(store, seed=1)
+        old.explain(metrics={"sanity_check": 0.05}, random=0.0)
+        new.explain(metrics={"sanity_check": -0.95}, random=0.0)
+        rule = {"rule": "champion", "metric": "sanity_check", "by": 0.1}
+        found = one(new.evidence(), rule, old.evidence())
+        assert (found.verdict, found.facts[0]["difference"]) == ("failed", pytest.approx(-0.9))
+        assert one(old.evidence(), rule, new.evidence()).verdict == "passed"
+
+    @pytest.mark.parametrize("more", [{}, {"confidence": 0.95}])
+    def test_has_no_margin_over_permutations_whose_signed_mean_is_0_as_well(self, version, more):
+        version.explain(metrics={"sanity_check": -0.95}, random=0.0)
+        found = one(version.evidence(), {"rule": "margin", "metric": "sanity_check", **more})
+        assert found.verdict == "undecided"
+        assert "is best at 0" in found.detail

@@ -15,7 +15,7 @@ import pandas as pd
 from interpreto_mlops.audit.catalogue.texts import hidden_label
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import ConceptsRule
-from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing
+from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
 from interpreto_mlops.audit.policies.terms import is_hash, occurrences, term_of, words_of
 from interpreto_mlops.audit.policies.threshold_rules import about
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
@@ -34,6 +34,8 @@ def judge_concepts(rule: ConceptsRule, evidence: Evidence) -> RuleVerdict:
     pieces = [piece for piece in chosen(evidence, rule, "concepts") if piece.files >= set(_FILES)]
     outcomes = [_judged(rule, evidence, piece) for piece in pieces]
     outcomes += missing(evidence, rule, pieces, _WHAT)
+    # Where there is nothing else, that is said.
+    outcomes += unknown(evidence) if outcomes else []
     return combine(rule, outcomes, nothing(evidence, rule, _WHAT))
 
 

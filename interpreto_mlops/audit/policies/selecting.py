@@ -66,6 +66,24 @@ def missing(evidence: Evidence, rule: SelectingRule, pieces: Iterable[Piece], wh
     ]
 
 
+def unknown(evidence: Evidence) -> list[Outcome]:
+    """Return an outcome for each run that is not as it was logged, or of which that cannot be told.
+
+    It may have held what a rule looks for, so that without it nobody can say that it was not found.
+    """
+    return [
+        Outcome(
+            Verdict.UNDECIDED,
+            f"the run {each.run_id} is no evidence, and what it found is not known: {each.why}; look at it, and delete "
+            "it where it is to be left out",
+            (f"runs:/{each.run_id}",),
+            {"run": each.run_id},
+        )
+        for each in evidence.set_aside
+        if each.broken or each.unsealed
+    ]
+
+
 def nothing(evidence: Evidence, rule: SelectingRule, what: str) -> str:
     """Return why nothing can be said where no piece could decide a rule."""
     return f"there is no {what}{_of(evidence, rule)}"

@@ -11,7 +11,7 @@ import numpy as np
 from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import WordsRule
-from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing
+from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
 from interpreto_mlops.audit.policies.terms import Span, hashed_term, is_hash, occurrences, term_of, words_of
 from interpreto_mlops.audit.policies.threshold_rules import about
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
@@ -76,6 +76,8 @@ def judge_words(rule: WordsRule, evidence: Evidence) -> RuleVerdict:
     usable = [piece for piece in pieces if piece.parameters.get("granularity") in _GRAINS]
     outcomes = [_judged(rule, evidence, piece) for piece in usable]
     outcomes += missing(evidence, rule, usable, _WHAT)
+    # Where there is nothing else, that is said.
+    outcomes += unknown(evidence) if outcomes else []
     return combine(rule, outcomes, nothing(evidence, rule, _WHAT))
 
 
