@@ -36,8 +36,9 @@ def judge_champion(rule: ChampionRule, evidence: Evidence, champion: Evidence | 
     if champion is None:
         why = "no version to compare with was named; name one by --against"
         return RuleVerdict(rule.rule, rule.title, Verdict.UNDECIDED, why)
-    if champion.model.uri == evidence.model.uri:
-        why = f"{evidence.model.uri!r} was to be compared with itself"
+    if _same(evidence, champion):
+        under = "" if champion.model.uri == evidence.model.uri else f", under {champion.model.uri!r}"
+        why = f"{evidence.model.uri!r} was to be compared with itself{under}"
         return RuleVerdict(rule.rule, rule.title, Verdict.UNDECIDED, why)
     pieces, rivals = (
         newest(piece for piece in chosen(found, rule, "attributions") if rule.metric in piece.metrics)
@@ -46,6 +47,12 @@ def judge_champion(rule: ChampionRule, evidence: Evidence, champion: Evidence | 
     outcomes = [_compared(rule, evidence, champion, piece, rivals) for piece in pieces]
     outcomes += missing(evidence, rule, pieces, what)
     return combine(rule, outcomes, nothing(evidence, rule, what))
+
+
+def _same(evidence: Evidence, champion: Evidence) -> bool:
+    """Return whether two addresses are of one logged model: a copied version has that of the first."""
+    own, other = evidence.model, champion.model
+    return own.uri == other.uri or (own.model_id is not None and own.model_id == other.model_id)
 
 
 def _compared(rule: ChampionRule, evidence: Evidence, champion: Evidence, piece: Piece, rivals: list[Piece]) -> Outcome:
