@@ -13,7 +13,7 @@ from interpreto_mlops.attributions.comparison import paired_tests
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import ChampionRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, newest, nothing
-from interpreto_mlops.audit.policies.threshold_rules import about, lower_bound, reaches
+from interpreto_mlops.audit.policies.threshold_rules import BEST_AT_0, about, lower_bound, reaches
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
 from interpreto_mlops.tracking import schema
 
@@ -103,7 +103,10 @@ def _tested(
 
 
 def _by_text(evidence: Evidence, piece: Piece, metric: str) -> dict[str, float]:
-    """Return the metric of each text that has a value, by the text; of a text that is there twice the mean."""
+    """Return the metric of each text that has a value, by the text; of a text that is there twice the mean.
+
+    Of a signed metric that is best at 0 it is the distance from 0.
+    """
     scores = piece.scores
     if scores is None:
         return {}
@@ -112,7 +115,7 @@ def _by_text(evidence: Evidence, piece: Piece, metric: str) -> dict[str, float]:
     # A row for each text, in the order of the texts.
     for item, value in zip(evidence.explanations(piece).explanations, rows["value"], strict=False):
         if not math.isnan(value):
-            found[item.text].append(float(value))
+            found[item.text].append(abs(float(value)) if metric in BEST_AT_0 else float(value))
     return {text: float(np.mean(values)) for text, values in found.items()}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from interpreto_mlops.attributions.comparison import paired_tests
+from interpreto_mlops.attributions.metrics import SanityCheck
 from interpreto_mlops.audit.policies.evidence import Evidence, Metric, Piece
 from interpreto_mlops.audit.policies.schema import MarginRule, SelectingRule, StabilityRule, ThresholdRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, newest, nothing
@@ -15,6 +16,8 @@ from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdi
 from interpreto_mlops.tracking import schema
 
 STABILITY = "stability/stability"
+BEST_AT_0 = frozenset({schema.metric_key(SanityCheck.name)})
+"""Metrics whose value is bad on either side of 0."""
 _ROUNDING = 1e-9
 
 Judge = Callable[[Piece, Metric], Outcome]
@@ -99,6 +102,8 @@ def _judged(piece: Piece, name: str, judge: Judge) -> Outcome:
 
 def _gain(name: str, piece: Piece, metric: Metric) -> tuple[float, str]:
     """Return how much better than random a metric is, NaN where it cannot be told, and words for it."""
+    if name in BEST_AT_0:
+        return math.nan, f"{name} is best at 0, as random rankings are in their mean, and has no margin over them"
     if metric.random is None or math.isnan(metric.random):
         return math.nan, f"{name} of {piece.title} has no random baseline beside it"
     if metric.higher_is_better is None:
