@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from interpreto_mlops.audit.policies.evidence import gather
 from interpreto_mlops.tracking.resolving import resolve
-from tests.audit.explained import register
+from tests.audit.explained import TEXTS, register
 from tests.audit.test_influence_rules import learn
 from tests.audit.test_policy_rules import one
 
@@ -20,6 +21,7 @@ def version(store):
 
 THRESHOLD = {"rule": "threshold", "metric": "deletion", "max": 0.5}
 MARGIN = {"rule": "margin", "metric": "deletion"}
+NO_SCORES = dict.fromkeys(["the", "food", "was", "great", "number", "it"], float("nan"))
 CHAMPION = {"rule": "champion", "metric": "deletion", "by": 0.05}
 
 
@@ -117,3 +119,43 @@ class TestASanityCheck:
         found = one(version.evidence(), {"rule": "margin", "metric": "sanity_check", **more})
         assert found.verdict == "undecided"
         assert "is best at 0" in found.detail
+
+
+class TestTooFewTexts:
+    def test_a_metric_of_two_texts_is_not_one_of_thirty(self, version):
+        values = np.full(30, np.nan)
+        values[:2] = 0.1
+        version.explain(metrics={"deletion": values})
+        rule = {"rule": "evidence", "metrics": ["deletion"]}
+        found = one(version.evidence(), {**rule, "min_texts": 30})
+        assert found.verdict == "undecided"
+        assert "was scored by it on 2 texts, and 30 are asked for" in found.detail
+        assert one(version.evidence(), {**rule, "min_texts": 2}).verdict == "passed"
+        sure = one(version.evidence(), {**MARGIN, "confidence": 0.95})
+        assert sure.verdict == "undecided"
+        assert "on 2 texts, and 6 are needed to say how sure" in sure.detail
+
+    def test_one_text_many_times_is_one(self, version):
+        version.explain(["the food was great"] * 30, metrics={"deletion": 0.1})
+        few = one(version.evidence(), {"rule": "evidence", "min_texts": 2})
+        assert few.verdict == "failed"
+        assert "explains 1 texts, and 2 are asked for" in few.detail
+        assert one(version.evidence(), {**MARGIN, "confidence": 0.95}).verdict == "undecided"
+
+    def test_a_text_that_is_there_twice_makes_nothing_surer(self, version):
+        values = np.linspace(0.1, 0.6, 12)
+        version.explain([*TEXTS[:12]], metrics={"deletion": values})
+        rule = {**MARGIN, "confidence": 0.95}
+        once = one(version.evidence(), rule)
+        version.explain([*TEXTS[:12]] * 20, metrics={"deletion": [*values] * 20})
+        twice = one(version.evidence(), rule)
+        bounds = [facts["lower_bound"] for facts in twice.facts]
+        assert len(bounds) == 2
+        assert bounds == pytest.approx([once.facts[0]["lower_bound"]] * 2)
+
+    @pytest.mark.parametrize("rule", [{"rule": "evidence"}, {"rule": "evidence", "min_texts": 30}])
+    def test_texts_without_a_score_are_not_explained(self, version, rule):
+        version.explain([text.rpartition(" ")[0] + " it" for text in TEXTS], scores=NO_SCORES)
+        found = one(version.evidence(), rule)
+        assert found.verdict == "undecided"
+        assert "explains no text" in found.detail

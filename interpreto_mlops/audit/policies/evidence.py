@@ -11,6 +11,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
@@ -48,12 +49,14 @@ class Metric:
         random: of random rankings or directions, where there is one.
         higher_is_better: its direction, where one end is better.
         parameters: what the metric was given.
+        n_texts: how many different texts have a value, of attributions.
     """
 
     value: float
     random: float | None = None
     higher_is_better: bool | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    n_texts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,14 +70,14 @@ class Piece:
         label: the folder of a method in a run of several, else the method.
         ended: when the run ended.
         data: digests of its data sets.
-        n_texts: how many texts have an explanation, or, of a dictionary, how many its data set says it has.
+        n_texts: how many different texts have a score, or, of a dictionary, how many texts its data set says it has.
         metrics: by their keys, without the label.
         parameters: of the method.
         seal: the sha256 of the run's manifest.
         files: the paths that this manifest names.
         layer: of a dictionary.
         size: how many concepts.
-        scores: of each text, of attributions.
+        scores: of each text, of attributions: as they were logged, with the text's sha256 beside it.
         part: the folder of these attributions in a run of several methods, else None.
     """
 
@@ -243,7 +246,7 @@ def _take(found: Evidence, run: Run) -> None:
         raise
     except (IntegrityError, _ContradictionError) as error:
         found.set_aside.append(SetAside(run_id, str(error), broken=True))
-    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         found.set_aside.append(SetAside(run_id, f"what it holds cannot be read: {first_line(error)}", unsealed=True))
 
 
@@ -288,7 +291,8 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
         part = None if place == 0 and schema.ATTRIBUTIONS_FILES[0] in there else each.label
         details_at = schema.artifact_of_part(schema.ATTRIBUTIONS_METRICS, part)
         details = json.loads(read_file(store, run_id, details_at)) if details_at in there else {}
-        metrics = {schema.metric_key(name): _metric(entry) for name, entry in details.items()}
+        scores = _of_texts(each)
+        metrics = {schema.metric_key(name): _metric(entry, name, scores) for name, entry in details.items()}
         _agree(run, {schema.metric_of_part(key, part): metric for key, metric in metrics.items()})
         yield Piece(
             run_id,
@@ -297,23 +301,32 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
             each.label,
             _ended(run),
             _digests(run),
-            sum(len(item) > 0 for item in each.explanations),
+            len({item.text_sha256 for item in each.explanations if np.isfinite(item.scores).any()}),
             metrics,
             each.explanations.parameters,
             run.data.tags[schema.TAG_SHA256],
             frozenset(manifest),
-            scores=each.scores,
+            scores=scores,
             part=part,
         )
 
 
-def _metric(entry: Mapping[str, Any]) -> Metric:
+def _of_texts(each: Explanations) -> pd.DataFrame:
+    """Return the scores with the sha256 of the text that each is of: a metric has a row for each text, in their order."""
+    texts = [item.text_sha256 for item in each.explanations]
+    places = each.scores.groupby("metric", sort=False).cumcount()
+    return each.scores.assign(text=[texts[place] for place in places])
+
+
+def _metric(entry: Mapping[str, Any], name: str, scores: pd.DataFrame) -> Metric:
     value, random = entry["mean"], entry["random_mean"]
+    judged = scores[(scores["metric"] == name) & np.isfinite(scores["value"].astype(float))]
     return Metric(
         math.nan if value is None else float(value),
         math.nan if random is None else float(random),
         bool(entry["higher_is_better"]),
         dict(entry.get("parameters") or {}),
+        int(judged["text"].nunique()),
     )
 
 

@@ -61,13 +61,22 @@ def _scored(rule: EvidenceRule, evidence: Evidence, metric: str) -> Outcome:
     kind = "concepts" if metric in CONCEPT_METRICS else "attributions"
     pieces = [piece for piece in any_age(evidence, rule, kind) if is_fresh(evidence, rule, piece)]
     pieces = newest(piece for piece in pieces if piece.n_texts >= rule.min_texts)
-    without = [piece for piece in pieces if metric not in piece.metrics]
-    unknown = [piece for piece in pieces if metric in piece.metrics and math.isnan(piece.metrics[metric].value)]
-    if not pieces or without or unknown:
-        lacking = without or unknown
-        done = "was not scored by it" if without else "could not be scored by it"
-        why = f"{lacking[0].title} {done}" if lacking else "there is no explanation that it could judge"
-        places = tuple(piece.place() for piece in lacking)
+    lacking = [(piece, why) for piece in pieces if (why := _lacks(rule, piece, metric))]
+    if not pieces or lacking:
+        why = f"{lacking[0][0].title} {lacking[0][1]}" if lacking else "there is no explanation that it could judge"
+        places = tuple(piece.place() for piece, _ in lacking)
         return Outcome(Verdict.UNDECIDED, f"{metric} has no value: {why}", places, {"metric": metric})
     places = tuple(piece.place() for piece in pieces)
     return Outcome(Verdict.PASSED, f"{metric} has a value", places, {"metric": metric, "runs": len(pieces)})
+
+
+def _lacks(rule: EvidenceRule, piece: Piece, metric: str) -> str:
+    """Return what keeps a metric of a piece from being one of enough texts, or nothing."""
+    found = piece.metrics.get(metric)
+    if found is None:
+        return "was not scored by it"
+    if math.isnan(found.value):
+        return "could not be scored by it"
+    if found.n_texts is not None and found.n_texts < rule.min_texts:
+        return f"was scored by it on {found.n_texts} texts, and {rule.min_texts} are asked for"
+    return ""

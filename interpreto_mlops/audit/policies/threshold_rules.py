@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from interpreto_mlops.attributions.comparison import paired_tests
+from interpreto_mlops.attributions.comparison import FEWEST, paired_tests
 from interpreto_mlops.attributions.metrics import SanityCheck
 from interpreto_mlops.audit.policies.evidence import Evidence, Metric, Piece
 from interpreto_mlops.audit.policies.schema import MarginRule, SelectingRule, StabilityRule, ThresholdRule
@@ -49,9 +49,8 @@ def judge_margin(rule: MarginRule, evidence: Evidence) -> RuleVerdict:
         if rule.confidence is not None:
             gain = _lower_bound(rule.metric, piece, metric, rule.confidence)
             if math.isnan(gain):
-                return _unknown(
-                    f"{detail}, without a value for each of several texts to say how sure", piece, rule.metric
-                )
+                few = f"on {metric.n_texts or 0} texts, and {FEWEST} are needed to say how sure"
+                return _unknown(f"{detail}, {few}", piece, rule.metric)
             facts |= {"lower_bound": gain, "confidence": rule.confidence}
             detail += f", by at least {gain:.4g} with confidence {rule.confidence:g}"
         detail += f"; {rule.at_least:g} is asked for"
@@ -115,10 +114,14 @@ def _gain(name: str, piece: Piece, metric: Metric) -> tuple[float, str]:
 
 def _lower_bound(name: str, piece: Piece, metric: Metric, confidence: float) -> float:
     scores = piece.scores
-    if scores is None or metric.higher_is_better is None:
+    if scores is None or metric.higher_is_better is None or (metric.n_texts or 0) < FEWEST:
         return math.nan
     rows = scores[[schema.metric_key(str(each)) == name for each in scores["metric"]]]
-    gains = (rows["value"] - rows["random"]).to_numpy(dtype=np.float64) * (1 if metric.higher_is_better else -1)
+    # A text that is there twice says no more than once.
+    by_text = (rows["value"] - rows["random"]).groupby(rows["text"], sort=False).mean()
+    gains = by_text.to_numpy(dtype=np.float64) * (1 if metric.higher_is_better else -1)
+    if np.isfinite(gains).sum() < FEWEST:
+        return math.nan
     return lower_bound(gains, confidence)
 
 
