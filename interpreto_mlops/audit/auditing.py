@@ -19,7 +19,7 @@ from interpreto_mlops.audit.policies.judging import judge
 from interpreto_mlops.audit.policies.reading import load_policy
 from interpreto_mlops.audit.policies.schema import Policy
 from interpreto_mlops.audit.policies.verdicts import Verdict
-from interpreto_mlops.errors import CatalogueError, InputError, InterpretoError, TrackingError
+from interpreto_mlops.errors import CatalogueError, InputError, IntegrityError, InterpretoError, TrackingError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.resolving import ResolvedModel, resolve
@@ -63,8 +63,8 @@ def audit(
         command: what repeats it.
 
     Raises:
-        InputError: a policy that cannot be used, or something to promote that is no registered version; nothing is
-            written then.
+        InputError: a policy that cannot be used, something to promote that is no registered version, or a version to
+            compare with whose manifest was changed into none; nothing is written then.
         ModelLoadError: there is no such version; nothing is written then.
         IntegrityError: the version's manifest was changed into none; nothing is written then.
         CatalogueError: the catalogue fails.
@@ -72,7 +72,7 @@ def audit(
     """
     given = policy if isinstance(policy, Policy) else load_policy(policy)
     subject = resolve(store, uri)
-    rival = None if against is None else resolve(store, against)
+    rival = None if against is None else _rival(store, against)
     stood = None if promote is None else _alias_before(store, subject, promote)
     if experiment is not None:
         store = connect(store.tracking_uri, experiment)
@@ -90,6 +90,14 @@ def audit(
             return report
         promotion = _promoted(book, store, subject, report, promote, stood, actor)
         return replace(report, promotion=promotion)
+
+
+def _rival(store: Store, against: str) -> ResolvedModel:
+    try:
+        return resolve(store, against)
+    except IntegrityError as error:
+        # The version that is audited is not at fault.
+        raise InputError(f"cannot compare with {against!r}: {error}") from error
 
 
 @contextmanager

@@ -265,6 +265,23 @@ class TestCommand:
         assert result.exit_code == 1
         assert "it was changed since it was logged" in result.output
 
+    def test_a_broken_manifest_of_the_other_version_is_2_for_this_one_is_not_at_fault(self, version, policy):
+        version.explain(metrics={"deletion": 0.3})
+        other = register(version.store, seed=1)
+        version.store.client.set_model_version_tag("reviews", "2", "interpreto.manifest", "nothing")
+        result = invoke(version.store, version.uri, "--policy", policy, "--against", other.uri)
+        assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+        assert f"cannot compare with {other.uri!r}" in result.output
+
+    def test_what_nobody_thought_of_is_2_and_one_sentence(self, version, policy, monkeypatch):
+        def surprised(*_):
+            raise RuntimeError("a surprise\nin two lines")
+
+        monkeypatch.setattr("interpreto_mlops.audit.auditing.judge", surprised)
+        result = invoke(version.store, version.uri, "--policy", policy)
+        assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+        assert "the audit could not be made: RuntimeError: a surprise" in result.output
+
 
 def test_hostile_names_do_nothing_on_the_page_in_the_note_or_the_terminal(version, small, download):
     classes = [*PAYLOADS, "\x1b[31mred", "\u202eturned"]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+from mlflow.utils.file_utils import local_file_uri_to_path
 
+from interpreto_mlops.audit.policies import parse_policy
 from interpreto_mlops.audit.policies.evidence import gather
+from interpreto_mlops.errors import InputError
+from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.manifest import digest_of
 from interpreto_mlops.tracking.resolving import resolve
+from interpreto_mlops.tracking.verification import verify_evidence
 from tests.audit.explained import TEXTS, register
 from tests.audit.test_influence_rules import learn
 from tests.audit.test_policy_rules import one
@@ -159,3 +169,52 @@ class TestTooFewTexts:
         found = one(version.evidence(), rule)
         assert found.verdict == "undecided"
         assert "explains no text" in found.detail
+
+
+class TestWhatCannotBeRead:
+    """It is told as a verdict, whoever wrote it."""
+
+    def test_ages_that_no_calendar_has_are_refused(self):
+        with pytest.raises(InputError, match="within_days"):
+            parse_policy("rules: [{rule: evidence, within_days: 10000000000.0}]")
+        assert parse_policy("rules: [{rule: evidence, within_days: 36500}]")
+
+    @pytest.mark.parametrize("factor", [10, 10**4, 10**6])
+    def test_a_run_that_ends_beyond_all_calendars_is_set_aside(self, version, factor):
+        kept, run_id = version.explain(), version.explain()
+        version.store.client.set_terminated(run_id, end_time=int(time.time() * 1000) * factor)
+        evidence = version.evidence()
+        assert [(each.run_id, each.unsealed) for each in evidence.set_aside] == [(run_id, True)]
+        assert "in the future" in evidence.set_aside[0].why
+        assert one(evidence, {"rule": "evidence"}).evidence == (f"runs:/{kept}",)
+        assert one(evidence, {"rule": "words", "words": ["food"], "top": 1}).verdict == "undecided"
+
+    @pytest.mark.parametrize("content", ["a: [b\n", "[" * 3000 + "]" * 3000, "a: 9999-99-99\n"])
+    def test_a_forged_dictionary_is_set_aside(self, version, content):
+        run_id, _ = learn(version)
+        (output,) = version.store.client.get_run(run_id).outputs.model_outputs
+        forge(version.store, output.model_id, "MLmodel", content)
+        (aside,) = version.evidence().set_aside
+        assert (aside.run_id, aside.unsealed) == (run_id, True)
+
+    def test_a_link_to_nowhere_among_the_artifacts_is_a_verdict(self, version):
+        run_id = version.explain()
+        where = Path(local_file_uri_to_path(version.store.client.get_run(run_id).info.artifact_uri))
+        (where / "attributions" / "attributions.html").unlink()
+        (where / "attributions" / "attributions.html").symlink_to("/nowhere/at/all")
+        found = verify_evidence(version.store, f"runs:/{run_id}")
+        assert found.verdict == "undecided"
+        assert "cannot be read" in found.findings[0].detail
+        assert version.evidence().set_aside[0].unsealed
+
+
+def forge(store, model_id, name, content):
+    """Write over a file of a logged model, and its manifest, as who may write to the store can do."""
+    model = store.client.get_logged_model(model_id)
+    (Path(local_file_uri_to_path(model.artifact_location)) / name).write_text(content)
+    manifest = {
+        **json.loads(model.tags[schema.TAG_MANIFEST]),
+        name: hashlib.sha256(content.encode()).hexdigest(),
+    }
+    tags = {schema.TAG_MANIFEST: json.dumps(manifest), schema.TAG_SHA256: digest_of(manifest)}
+    store.client.set_logged_model_tags(model_id, tags)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from mlflow.entities import Run
 
 from interpreto_mlops.audit.policies.dictionaries import DictionaryFiles, dictionary_files
@@ -38,6 +39,12 @@ _CLOSE = 1e-6
 _READ = (*schema.ATTRIBUTIONS_FILES, schema.ATTRIBUTIONS_SCORES, schema.ATTRIBUTIONS_METRICS)
 _FILES = {PurePosixPath(path).name for path in _READ}
 _CONCEPTS = str(PurePosixPath(schema.CONCEPTS_LABELS).parent)
+
+# What readers raise about files that somebody wrote anew.
+_UNREADABLE = (
+    *(DataError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(yaml.YAMLError, RecursionError, ArithmeticError),
+)
 
 
 @dataclass(frozen=True)
@@ -189,11 +196,11 @@ def gather(store: Store, model: ResolvedModel, tags: Mapping[str, str], now: dat
     fingerprint = None if is_dictionary else fingerprint_of(store, model)
     for run in runs:
         found.experiments[str(run.info.run_id)] = str(run.info.experiment_id)
-        why = _no_evidence(run, model, fingerprint, is_dictionary, found.now)
-        if why is None:
+        aside = _no_evidence(run, model, fingerprint, is_dictionary, found.now)
+        if aside is None:
             _take(found, run)
         else:
-            found.set_aside.append(SetAside(str(run.info.run_id), why))
+            found.set_aside.append(aside)
     return found
 
 
@@ -207,22 +214,32 @@ def _maker(store: Store, model: ResolvedModel) -> list[Run]:
 
 def _no_evidence(
     run: Run, model: ResolvedModel, fingerprint: str | None, is_dictionary: bool, now: datetime
-) -> str | None:
+) -> SetAside | None:
     """Return why a run is no evidence whatever it holds, or None."""
+    run_id, tags = str(run.info.run_id), run.data.tags
     if run.info.status != "FINISHED" or not run.info.end_time:
-        return f"it is {run.info.status}, and only finished runs count"
-    if _ended(run) > now + _CLOCKS:
-        return f"it ends at {_ended(run).isoformat()}, which is in the future"
+        return SetAside(run_id, f"it is {run.info.status}, and only finished runs count")
+    if (when := _ends_ahead(run, now)) is not None:
+        # A finished run that ends later was changed, and may have held what is looked for.
+        return SetAside(run_id, f"it ends {when}, which is in the future", unsealed=True)
     if is_dictionary:
         return None
-    own, model_id = run.data.tags.get(schema.TAG_MODEL_FINGERPRINT), run.data.tags.get(schema.TAG_MODEL_ID)
+    own, model_id = tags.get(schema.TAG_MODEL_FINGERPRINT), tags.get(schema.TAG_MODEL_ID)
     if own and fingerprint and own != fingerprint:
-        return (
-            f"it explains another content, or the same in another dtype: sha256 {own[:12]!r}, not {fingerprint[:12]!r}"
-        )
+        shas = f"sha256 {own[:12]!r}, not {fingerprint[:12]!r}"
+        return SetAside(run_id, f"it explains another content, or the same in another dtype: {shas}")
     if not (own and fingerprint) and model_id and model.model_id and model_id != model.model_id:
-        return f"it explains the logged model {model_id!r}, not {model.model_id!r}"
+        return SetAside(run_id, f"it explains the logged model {model_id!r}, not {model.model_id!r}")
     return None
+
+
+def _ends_ahead(run: Run, now: datetime) -> str | None:
+    """Return when a run ends, where that is in the future, also where no calendar has that moment."""
+    try:
+        ended = datetime.fromtimestamp(int(run.info.end_time) / 1000, tz=timezone.utc)
+    except (ValueError, OverflowError, OSError):
+        return f"{run.info.end_time} ms after 1970"
+    return f"at {ended.isoformat()}" if ended > now + _CLOCKS else None
 
 
 def _take(found: Evidence, run: Run) -> None:
@@ -246,7 +263,7 @@ def _take(found: Evidence, run: Run) -> None:
         raise
     except (IntegrityError, _ContradictionError) as error:
         found.set_aside.append(SetAside(run_id, str(error), broken=True))
-    except (DataError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         found.set_aside.append(SetAside(run_id, f"what it holds cannot be read: {first_line(error)}", unsealed=True))
 
 
@@ -312,7 +329,7 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
 
 
 def _of_texts(each: Explanations) -> pd.DataFrame:
-    """Return the scores with the sha256 of the text that each is of: a metric has a row for each text, in their order."""
+    """Return the scores with the sha256 of the text that each is of: a metric's rows come in the order of the texts."""
     texts = [item.text_sha256 for item in each.explanations]
     places = each.scores.groupby("metric", sort=False).cumcount()
     return each.scores.assign(text=[texts[place] for place in places])

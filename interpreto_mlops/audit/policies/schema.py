@@ -50,7 +50,7 @@ class SelectingRule(Rule):
     methods: Names | None = None
     layers: Names | None = None
     data: Digest | None = None
-    within_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    within_days: Annotated[float, Field(gt=0, le=36500)] | None = None
 
 
 class _OfMetric(SelectingRule):
