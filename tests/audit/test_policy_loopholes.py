@@ -10,12 +10,15 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from mlflow.entities import DatasetInput
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from interpreto_mlops.audit.policies import parse_policy
 from interpreto_mlops.audit.policies.evidence import gather
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.manifest import digest_of
 from interpreto_mlops.tracking.resolving import resolve
 from interpreto_mlops.tracking.verification import verify_evidence
@@ -206,6 +209,35 @@ class TestWhatCannotBeRead:
         assert found.verdict == "undecided"
         assert "cannot be read" in found.findings[0].detail
         assert version.evidence().set_aside[0].unsealed
+
+
+class TestTheData:
+    """Only what a run explained, or was fitted or scored on, is its data; a run may have other inputs."""
+
+    @pytest.mark.parametrize("context", ["training", "compared", None])
+    def test_of_attributions_is_what_was_explained(self, version, context):
+        run_id = version.explain(data=TextDataset("reviews", TEXTS))
+        other = DataReference.of(TextDataset("official", ("never explained",)))
+        add_input(version.store, run_id, other, context)
+        rule = {"rule": "evidence", "data": other.digest}
+        assert one(version.evidence(), rule).verdict == "undecided"
+        assert one(version.evidence(), {**rule, "data": TextDataset("reviews", TEXTS).digest}).verdict == "passed"
+
+    def test_of_dictionaries_is_what_they_were_fitted_on(self, version):
+        run_id, _ = learn(version)
+        before = version.evidence().pieces[0].n_texts
+        other = DataReference("official", "f" * 32, rows=10**6)
+        add_input(version.store, run_id, other, "explained")
+        (piece,) = version.evidence().pieces
+        assert piece.n_texts == before < 10**6
+        assert one(version.evidence(), {"rule": "evidence", "data": other.digest}).verdict == "undecided"
+        assert one(version.evidence(), {"rule": "evidence", "data": piece.data[0]}).verdict == "passed"
+
+
+def add_input(store, run_id, data, context):
+    """Log a data set as input of a run that is finished, as its owner may."""
+    given = data.to_input(context or "")
+    store.client.log_inputs(run_id, datasets=[DatasetInput(given.dataset, given.tags if context else [])])
 
 
 def forge(store, model_id, name, content):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 
 from interpreto_mlops.audit.policies.dictionaries import DictionaryFiles, dictionary_files
 from interpreto_mlops.errors import DataError, IntegrityError, TrackingError
@@ -34,6 +34,8 @@ from interpreto_mlops.tracking.verification import verify_evidence
 from interpreto_mlops.visuals.metric_names import metric_name
 
 KINDS = ("attributions", "concepts")
+_CONTEXT = "mlflow.data.context"
+_EXPLAINED, _LEARNED = "explained", ("fitted", "evaluated")
 _CLOCKS = timedelta(hours=1)
 _CLOSE = 1e-6
 _READ = (*schema.ATTRIBUTIONS_FILES, schema.ATTRIBUTIONS_SCORES, schema.ATTRIBUTIONS_METRICS)
@@ -76,7 +78,7 @@ class Piece:
         method: the registry name.
         label: the folder of a method in a run of several, else the method.
         ended: when the run ended.
-        data: digests of its data sets.
+        data: digests of the data sets that were explained, or that it was fitted or scored on.
         n_texts: how many different texts have a score, or, of a dictionary, how many texts its data set says it has.
         metrics: by their keys, without the label.
         parameters: of the method.
@@ -86,6 +88,7 @@ class Piece:
         size: how many concepts.
         scores: of each text, of attributions: as they were logged, with the text's sha256 beside it.
         part: the folder of these attributions in a run of several methods, else None.
+        inputs: digests of all data sets that its run names.
     """
 
     run_id: str
@@ -103,6 +106,7 @@ class Piece:
     size: int | None = None
     scores: pd.DataFrame | None = field(default=None, repr=False)
     part: str | None = None
+    inputs: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -116,7 +120,7 @@ class Piece:
         """What a later explanation has in common with the one in whose place it comes."""
         same = (self.parameters.get(name) for name in ("granularity", "inference_mode", "seed"))
         own = same if self.kind == "concepts" else list(same)[:2]
-        return (self.kind, self.method, self.label, self.layer, self.size, self.data, *own)
+        return (self.kind, self.method, self.label, self.layer, self.size, self.data, self.inputs, *own)
 
     def place(self, path: str = "") -> str:
         """Return the address of its run, or of a file of its own there."""
@@ -317,7 +321,7 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
             each.explanations.method,
             each.label,
             _ended(run),
-            _digests(run),
+            _digests(run, _EXPLAINED),
             len({item.text_sha256 for item in each.explanations if np.isfinite(item.scores).any()}),
             metrics,
             each.explanations.parameters,
@@ -325,6 +329,7 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
             frozenset(manifest),
             scores=scores,
             part=part,
+            inputs=_digests(run),
         )
 
 
@@ -364,7 +369,7 @@ def _dictionaries(store: Store, run: Run, manifest: Mapping[str, str], own: str 
             str(facts["method"]),
             str(facts["method"]),
             _ended(run),
-            tuple(dict.fromkeys([*_digests(run), *filter(None, [facts.get("data_digest")])])),
+            tuple(dict.fromkeys([*_digests(run, *_LEARNED), *filter(None, [facts.get("data_digest")])])),
             _rows(run),
             metrics,
             {"granularity": facts.get("granularity"), "seed": run.data.params.get("seed")},
@@ -372,6 +377,7 @@ def _dictionaries(store: Store, run: Run, manifest: Mapping[str, str], own: str 
             frozenset(manifest),
             None if facts.get("layer") is None else str(facts["layer"]),
             int(facts["n_concepts"]),
+            inputs=_digests(run),
         )
 
 
@@ -409,13 +415,21 @@ def _ended(run: Run) -> datetime:
     return datetime.fromtimestamp(int(run.info.end_time) / 1000, tz=timezone.utc)
 
 
-def _digests(run: Run) -> tuple[str, ...]:
-    given = run.inputs.dataset_inputs if run.inputs else []
-    return tuple(dict.fromkeys(str(each.dataset.digest) for each in given))
+def _digests(run: Run, *contexts: str) -> tuple[str, ...]:
+    """Return the digests of a run's data sets in these contexts; of all without any."""
+    return tuple(dict.fromkeys(str(each.dataset.digest) for each in _inputs(run, *contexts)))
 
 
 def _rows(run: Run) -> int:
-    """Return how many texts the run's data sets say they have, the most of them."""
-    given = run.inputs.dataset_inputs if run.inputs else []
-    sizes = [json.loads(each.dataset.profile or "{}").get("num_rows") or 0 for each in given]
+    """Return how many texts the data sets of a dictionary say they have, the most of them."""
+    sizes = [json.loads(each.dataset.profile or "{}").get("num_rows") or 0 for each in _inputs(run, *_LEARNED)]
     return max((int(size) for size in sizes), default=0)
+
+
+def _inputs(run: Run, *contexts: str) -> list[DatasetInput]:
+    given = run.inputs.dataset_inputs if run.inputs else []
+    return [
+        each
+        for each in given
+        if not contexts or any(tag.key == _CONTEXT and tag.value in contexts for tag in each.tags)
+    ]
