@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
 
+import mlflow
 import numpy as np
 import pytest
 from mlflow.entities import DatasetInput
@@ -232,6 +234,35 @@ class TestTheData:
         assert piece.n_texts == before < 10**6
         assert one(version.evidence(), {"rule": "evidence", "data": other.digest}).verdict == "undecided"
         assert one(version.evidence(), {"rule": "evidence", "data": piece.data[0]}).verdict == "passed"
+
+
+class TestAge:
+    def test_is_counted_from_the_beginning_which_a_note_does_not_change(self, version):
+        """Who opens an old run again to tag it gives it a new end."""
+        run_id = version.explain(metrics={"deletion": 0.3})
+        client = version.store.client
+        began = client.get_run(run_id).info.start_time / 1000
+        time.sleep(1.5)
+        mlflow.set_tracking_uri(version.store.tracking_uri)
+        with mlflow.start_run(run_id=run_id):
+            mlflow.set_tag("reviewed", "by alice")
+        assert client.get_run(run_id).info.end_time / 1000 > began + 1
+        now = datetime.fromtimestamp(began + 1, timezone.utc)
+        for rule in ({"rule": "evidence"}, {"rule": "threshold", "metric": "deletion", "max": 0.5}):
+            assert one(version.evidence(now=now), {**rule, "within_days": 1.5 / 86400}).verdict == "passed"
+            assert one(version.evidence(now=now), {**rule, "within_days": 0.5 / 86400}).verdict != "passed"
+
+    def test_a_run_that_begins_in_the_future_is_set_aside(self, version):
+        ahead = int(time.time() * 1000) + 10**9
+        run = version.store.client.create_run(
+            version.store.experiment_id,
+            start_time=ahead,
+            tags={"interpreto.kind": "attributions", "interpreto.model.uri": version.uri},
+        )
+        version.store.client.set_terminated(run.info.run_id, end_time=int(time.time() * 1000))
+        (aside,) = version.evidence().set_aside
+        assert "it begins at" in aside.why
+        assert "in the future" in aside.why
 
 
 def add_input(store, run_id, data, context):

@@ -63,7 +63,7 @@ def _compared(rule: ChampionRule, evidence: Evidence, champion: Evidence, piece:
         why = nothing(champion, rule, f"attribution by {piece.method!r} scored by {rule.metric}")
         return Outcome(Verdict.UNDECIDED, why, (piece.place(),), facts)
     # Of the champion's explanations the one that shares most texts, the last of several.
-    rival, other = max(alike, key=lambda pair: (len(own.keys() & pair[1].keys()), pair[0].ended))
+    rival, other = max(alike, key=lambda pair: (len(own.keys() & pair[1].keys()), pair[0].began))
     places = (piece.place(schema.ATTRIBUTIONS_SCORES), rival.place(schema.ATTRIBUTIONS_SCORES))
     facts |= {"champion_run": rival.run_id}
     if differing := _differing(piece, rival, rule.metric):

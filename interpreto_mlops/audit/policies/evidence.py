@@ -77,7 +77,7 @@ class Piece:
         kind: `attributions` or `concepts`.
         method: the registry name.
         label: the folder of a method in a run of several, else the method.
-        ended: when the run ended.
+        began: when the run did, which opening it again does not change.
         data: digests of the data sets that were explained, or that it was fitted or scored on.
         n_texts: how many different texts have a score, or, of a dictionary, how many texts its data set says it has.
         metrics: by their keys, without the label.
@@ -95,7 +95,7 @@ class Piece:
     kind: str
     method: str
     label: str
-    ended: datetime
+    began: datetime
     data: tuple[str, ...]
     n_texts: int
     metrics: Mapping[str, Metric] = field(repr=False)
@@ -223,9 +223,10 @@ def _no_evidence(
     run_id, tags = str(run.info.run_id), run.data.tags
     if run.info.status != "FINISHED" or not run.info.end_time:
         return SetAside(run_id, f"it is {run.info.status}, and only finished runs count")
-    if (when := _ends_ahead(run, now)) is not None:
-        # A finished run that ends later was changed, and may have held what is looked for.
-        return SetAside(run_id, f"it ends {when}, which is in the future", unsealed=True)
+    for what, moment in (("begins", run.info.start_time), ("ends", run.info.end_time)):
+        if (when := _ahead(moment, now)) is not None:
+            # A finished run that is not over was changed, and may have held what is looked for.
+            return SetAside(run_id, f"it {what} {when}, which is in the future", unsealed=True)
     if is_dictionary:
         return None
     own, model_id = tags.get(schema.TAG_MODEL_FINGERPRINT), tags.get(schema.TAG_MODEL_ID)
@@ -237,13 +238,13 @@ def _no_evidence(
     return None
 
 
-def _ends_ahead(run: Run, now: datetime) -> str | None:
-    """Return when a run ends, where that is in the future, also where no calendar has that moment."""
+def _ahead(milliseconds: int, now: datetime) -> str | None:
+    """Return a moment in words where it is in the future, also one that no calendar has."""
     try:
-        ended = datetime.fromtimestamp(int(run.info.end_time) / 1000, tz=timezone.utc)
+        moment = _moment(milliseconds)
     except (ValueError, OverflowError, OSError):
-        return f"{run.info.end_time} ms after 1970"
-    return f"at {ended.isoformat()}" if ended > now + _CLOCKS else None
+        return f"{milliseconds} ms after 1970"
+    return f"at {moment.isoformat()}" if moment > now + _CLOCKS else None
 
 
 def _take(found: Evidence, run: Run) -> None:
@@ -320,7 +321,7 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
             "attributions",
             each.explanations.method,
             each.label,
-            _ended(run),
+            _moment(run.info.start_time),
             _digests(run, _EXPLAINED),
             len({item.text_sha256 for item in each.explanations if np.isfinite(item.scores).any()}),
             metrics,
@@ -368,7 +369,7 @@ def _dictionaries(store: Store, run: Run, manifest: Mapping[str, str], own: str 
             "concepts",
             str(facts["method"]),
             str(facts["method"]),
-            _ended(run),
+            _moment(run.info.start_time),
             tuple(dict.fromkeys([*_digests(run, *_LEARNED), *filter(None, [facts.get("data_digest")])])),
             _rows(run),
             metrics,
@@ -411,8 +412,8 @@ def _listed(store: Store, run: Run, folder: str) -> list[str]:
     return [str(each.path) for each in (*top, *below) if not each.is_dir]
 
 
-def _ended(run: Run) -> datetime:
-    return datetime.fromtimestamp(int(run.info.end_time) / 1000, tz=timezone.utc)
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, tz=timezone.utc)
 
 
 def _digests(run: Run, *contexts: str) -> tuple[str, ...]:

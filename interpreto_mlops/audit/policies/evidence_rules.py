@@ -41,7 +41,7 @@ def _explained(
         return Outcome(Verdict.UNDECIDED, nothing(evidence, rule, _WHAT + by), facts={"method": method, "layer": layer})
     enough = [piece for piece in pieces if piece.n_texts >= rule.min_texts]
     last = (enough or pieces)[-1]
-    age = (evidence.now - last.ended).total_seconds() / _DAY
+    age = (evidence.now - last.began).total_seconds() / _DAY
     facts = {"method": last.method, "run": last.run_id, "days": round(age, 3), "texts": last.n_texts}
     if last.n_texts == 0:
         return Outcome(Verdict.UNDECIDED, f"{last.title} explains no text", (last.place(),), facts)
@@ -49,7 +49,7 @@ def _explained(
         few = f"{last.title} explains {last.n_texts} texts, and {rule.min_texts} are asked for"
         return Outcome(Verdict.FAILED, few, (last.place(),), facts)
     if not is_fresh(evidence, rule, last):
-        old = f"the last explanation{by}, {last.title}, ended {age:.1f} days ago, and {rule.within_days:g} are allowed"
+        old = f"the last explanation{by}, {last.title}, began {age:.1f} days ago, and {rule.within_days:g} are allowed"
         return Outcome(Verdict.FAILED, old, (last.place(),), facts)
     return Outcome(
         Verdict.PASSED, f"{last.title} explains {last.n_texts} texts, {age:.1f} days ago", (last.place(),), facts

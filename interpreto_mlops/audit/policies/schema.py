@@ -44,7 +44,7 @@ class SelectingRule(Rule):
         methods: of attribution or concepts, each of which must be there; by default whatever is.
         layers: of dictionaries, each of which must be there.
         data: the digest of the data set that was explained, or that a dictionary was fitted or scored on.
-        within_days: how many days ago an explanation may have ended.
+        within_days: how many days ago an explanation may have begun.
     """
 
     methods: Names | None = None

@@ -37,7 +37,7 @@ def any_age(evidence: Evidence, rule: SelectingRule, kind: str | None = None) ->
 
 def is_fresh(evidence: Evidence, rule: SelectingRule, piece: Piece) -> bool:
     """Return whether a piece is as young as a rule asks for."""
-    return rule.within_days is None or evidence.now - piece.ended <= timedelta(days=rule.within_days)
+    return rule.within_days is None or evidence.now - piece.began <= timedelta(days=rule.within_days)
 
 
 def newest(pieces: Iterable[Piece]) -> list[Piece]:
