@@ -15,16 +15,18 @@ import pytest
 from mlflow.entities import DatasetInput
 from mlflow.utils.file_utils import local_file_uri_to_path
 
+from interpreto_mlops.attributions import AttributionSet
 from interpreto_mlops.audit.policies import parse_policy
 from interpreto_mlops.audit.policies.evidence import gather
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.text.datasets import TextDataset
-from interpreto_mlops.tracking import schema
+from interpreto_mlops.text.granularity import word_spans
+from interpreto_mlops.tracking import run, schema, write_attributions
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.manifest import digest_of
 from interpreto_mlops.tracking.resolving import resolve
 from interpreto_mlops.tracking.verification import verify_evidence
-from tests.audit.explained import TEXTS, register
+from tests.audit.explained import TEXTS, attribution, register
 from tests.audit.test_influence_rules import learn
 from tests.audit.test_policy_rules import one
 
@@ -254,15 +256,60 @@ class TestAge:
 
     def test_a_run_that_begins_in_the_future_is_set_aside(self, version):
         ahead = int(time.time() * 1000) + 10**9
-        run = version.store.client.create_run(
+        ours = version.store.client.create_run(
             version.store.experiment_id,
             start_time=ahead,
             tags={"interpreto.kind": "attributions", "interpreto.model.uri": version.uri},
         )
-        version.store.client.set_terminated(run.info.run_id, end_time=int(time.time() * 1000))
+        version.store.client.set_terminated(ours.info.run_id, end_time=int(time.time() * 1000))
         (aside,) = version.evidence().set_aside
         assert "it begins at" in aside.why
         assert "in the future" in aside.why
+
+
+class TestAFolder:
+    """What it is called is up to who writes it."""
+
+    @pytest.mark.parametrize("rule", [{"rule": "evidence"}, {"rule": "words", "words": ["food"], "top": 1}])
+    def test_of_another_method_is_not_the_method_that_it_is_called(self, version, rule):
+        self.explain(version, "occlusion", "saliency")
+        found = one(version.evidence(), {**rule, "methods": ["occlusion"]})
+        assert (found.verdict, "'occlusion'" in found.detail) == ("undecided", True)
+        assert one(version.evidence(), {**rule, "methods": ["saliency"]}).verdict != "undecided"
+
+    def test_of_a_method_with_its_options_can_be_named(self, version):
+        self.explain(version, "occlusion-word", "occlusion")
+        for name in ("occlusion-word", "occlusion"):
+            found = one(version.evidence(), {"rule": "evidence", "methods": [name]})
+            assert found.verdict == "passed", found.detail
+
+    def explain(self, version, folder, method):
+        given = {"granularity": "word", "inference_mode": "logits"}
+        items = [
+            attribution(text, place, "positive", {}, method, given, word_spans(text))
+            for place, text in enumerate(TEXTS)
+        ]
+        with run(version.store, kind="attributions", name="x") as log:
+            write_attributions(log.part(folder), AttributionSet(items), model=version.model, draw=False)
+
+
+class TestADictionary:
+    @pytest.mark.parametrize("more", [{}, {"classes": ["good"]}])
+    def test_that_does_not_say_how_much_a_forbidden_concept_weighs_is_undecided(self, version, more):
+        _, labels = learn(version, values=[[4.0, np.nan, 2.0, 1.0], [-1.0, -2.0, -3.0, -4.0]])
+        found = one(version.evidence(), {"rule": "concepts", "concepts": [labels[1]], **more})
+        assert found.verdict == "undecided"
+        assert f"how much concept 1, {labels[1]!r}, speaks for 'good'" in found.detail
+        assert one(version.evidence(), {"rule": "concepts", "concepts": ["zebra"], **more}).verdict == "passed"
+
+    def test_that_says_no_importance_is_not_passed_over_for_another(self, version):
+        learn(version)
+        rule = {"rule": "concepts", "concepts": ["zebra"]}
+        assert one(version.evidence(), rule).verdict == "passed"
+        run_id, _ = learn(version, seed=1, importance=False)
+        found = one(version.evidence(), rule)
+        assert (found.verdict, found.evidence) == ("undecided", (f"runs:/{run_id}",))
+        assert "has no labels, or no importance" in found.detail
 
 
 def add_input(store, run_id, data, context):

@@ -109,6 +109,11 @@ class Piece:
     inputs: tuple[str, ...] = ()
 
     @property
+    def names(self) -> frozenset[str]:
+        """What a rule can call its method: a folder's name, which anybody chooses, only with the method's at its start."""
+        return frozenset({self.method, self.label} if self.label.startswith(self.method) else {self.method})
+
+    @property
     def title(self) -> str:
         """What sentences call it."""
         at = "" if self.layer is None else f" at {self.layer!r}"

@@ -30,7 +30,7 @@ def judge_evidence(rule: EvidenceRule, evidence: Evidence) -> RuleVerdict:
 
 
 def _is(piece: Piece, method: str | None, layer: str | None) -> bool:
-    return (method is None or method in (piece.method, piece.label)) and (layer is None or piece.layer == layer)
+    return (method is None or method in piece.names) and (layer is None or piece.layer == layer)
 
 
 def _explained(

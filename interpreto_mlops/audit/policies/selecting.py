@@ -29,7 +29,7 @@ def any_age(evidence: Evidence, rule: SelectingRule, kind: str | None = None) ->
         piece
         for piece in evidence.pieces
         if (kind is None or piece.kind == kind)
-        and (rule.methods is None or {piece.method, piece.label} & set(rule.methods))
+        and (rule.methods is None or piece.names & set(rule.methods))
         and (rule.layers is None or piece.layer in rule.layers)
         and (rule.data is None or rule.data in piece.data)
     ]
@@ -55,7 +55,7 @@ def missing(evidence: Evidence, rule: SelectingRule, pieces: Iterable[Piece], wh
         what: they lack, in words.
     """
     there = list(pieces)
-    named = [("method", name, {n for p in there for n in (p.method, p.label)}) for name in rule.methods or ()]
+    named = [("method", name, {n for p in there for n in p.names}) for name in rule.methods or ()]
     named += [("layer", name, {str(p.layer) for p in there}) for name in rule.layers or ()]
     return [
         Outcome(
