@@ -126,11 +126,15 @@ def _alias_before(store: Store, subject: ResolvedModel, alias: str) -> str | Non
 
 
 def _tags(store: Store, found: ResolvedModel) -> dict[str, str]:
-    """Return the tags of a version, or of a logged model."""
+    """Return the tags of a version, beside those of its logged model: who registers that later does so without them."""
+    logged: dict[str, str] = {}
+    if (model_id := found.model_id) is not None:
+        model = store.if_there(f"read {found.uri!r}", lambda: store.client.get_logged_model(model_id))
+        logged = {} if model is None else dict(model.tags)
+    if found.version is None:
+        return logged
     with store.guarded(f"read {found.uri!r}"):
-        if found.version is not None:
-            return dict(store.client.get_model_version(found.name, found.version).tags)
-        return {} if found.model_id is None else dict(store.client.get_logged_model(found.model_id).tags)
+        return {**logged, **store.client.get_model_version(found.name, found.version).tags}
 
 
 def _judged(policy: Policy, evidence: Evidence, champion: Evidence | None, promote: str | None) -> AuditReport:

@@ -374,6 +374,17 @@ def test_a_dictionary_is_audited_and_promoted(version, small, tmp_path):
     assert (worse.verdict, worse.exit_code) == ("failed", 1)
 
 
+def test_a_dictionary_that_mlflow_itself_registered_is_one(version, small):
+    """`mlflow.register_model` gives a version none of the tags of its logged model."""
+    store = version.store
+    run_id, _ = learn(version, metrics={"stability/stability": 0.9})
+    (output,) = store.client.get_run(run_id).outputs.model_outputs
+    mlflow.set_tracking_uri(store.tracking_uri)
+    mlflow.register_model(f"models:/{output.model_id}", "later")
+    report = audit(store, "models:/later/1", parse_policy("rules: [{rule: stability, min: 0.5}]"), catalogue=small)
+    assert (report.subject, report.verdict) == ("dictionary", "passed")
+
+
 # MLflow's evaluation, on pandas 3.
 @pytest.mark.filterwarnings("ignore:Starting with pandas version 4.0")
 @pytest.mark.filterwarnings("ignore:The inplace keyword in")

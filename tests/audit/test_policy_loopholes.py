@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import ClassVar
@@ -16,6 +17,8 @@ from mlflow.entities import DatasetInput
 from mlflow.utils.file_utils import local_file_uri_to_path
 
 from interpreto_mlops.attributions import AttributionSet
+from interpreto_mlops.attributions.results import Target
+from interpreto_mlops.audit.catalogue.texts import hidden
 from interpreto_mlops.audit.policies import parse_policy
 from interpreto_mlops.audit.policies.evidence import gather
 from interpreto_mlops.errors import InputError
@@ -310,6 +313,31 @@ class TestADictionary:
         found = one(version.evidence(), rule)
         assert (found.verdict, found.evidence) == ("undecided", (f"runs:/{run_id}",))
         assert "has no labels, or no importance" in found.detail
+
+
+def test_what_was_generated_is_not_told_where_texts_are_hidden(version):
+    """A class has a name that somebody gave it; what a model wrote is text."""
+    given = {"granularity": "word", "inference_mode": "logits"}
+    spans = word_spans("she won")
+    item = attribution("she won", 0, "positive", {"she": 0.9}, "occlusion", given, spans)
+    items = [replace(item, targets=(Target(5, "a secret answer", positions=(3,), ids=(5,)),)), item]
+    with run(version.store, kind="attributions", name="x") as log:
+        write_attributions(log, AttributionSet(items), model=version.model, draw=False)
+    evidence = version.evidence()
+    evidence.hides_texts = True
+    told = {
+        "failed": one(evidence, {"rule": "words", "words": ["she"]}),
+        "passed": one(evidence, {"rule": "words", "words": ["won"], "top": 1}),
+        "undecided": one(evidence, {"rule": "words", "words": ["she"], "classes": ["neutral"]}),
+    }
+    for verdict, found in told.items():
+        assert found.verdict == verdict
+        assert "secret" not in json.dumps(found.to_dict())
+    assert set(told["passed"].facts[0]["texts_of_class"]) == {"positive", hidden("a secret answer")}
+    asked = one(evidence, {"rule": "words", "words": ["she"], "classes": ["a secret answer"]})
+    assert asked.verdict == "failed"
+    evidence.hides_texts = False
+    assert "a secret answer" in one(evidence, {"rule": "words", "words": ["she"]}).detail
 
 
 def add_input(store, run_id, data, context):

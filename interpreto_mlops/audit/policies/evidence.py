@@ -110,7 +110,7 @@ class Piece:
 
     @property
     def names(self) -> frozenset[str]:
-        """What a rule can call its method: a folder's name, which anybody chooses, only with the method's at its start."""
+        """What a rule can call its method: a folder's name, which anybody chooses, only where the method begins it."""
         return frozenset({self.method, self.label} if self.label.startswith(self.method) else {self.method})
 
     @property

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from interpreto_mlops.attributions.results import Attribution
+from interpreto_mlops.attributions.results import Attribution, Target
+from interpreto_mlops.audit.catalogue.texts import hidden_name
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import WordsRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
@@ -57,6 +58,7 @@ class _Found:
         with_any: in how many of them one of the words does.
         unreadable: how many are hidden behind hashes of less than words.
         hits: for each class and each of its texts with one.
+        shown: what each class is called in the report.
     """
 
     judged: Counter[str] = field(default_factory=Counter)
@@ -64,6 +66,7 @@ class _Found:
     with_any: int = 0
     unreadable: int = 0
     hits: dict[str, dict[int, list[Hit]]] = field(default_factory=lambda: defaultdict(dict))
+    shown: dict[str, str] = field(default_factory=dict)
 
 
 def judge_words(rule: WordsRule, evidence: Evidence) -> RuleVerdict:
@@ -84,13 +87,16 @@ def judge_words(rule: WordsRule, evidence: Evidence) -> RuleVerdict:
 def _judged(rule: WordsRule, evidence: Evidence, piece: Piece) -> Outcome:
     found = _look(rule, evidence, piece)
     places = tuple(piece.place(path) for path in schema.ATTRIBUTIONS_FILES)
-    facts = {**about(piece), "texts_of_class": dict(found.judged), "texts_with_word": dict(found.tested)}
+    judged = {found.shown[name]: count for name, count in found.judged.items()}
+    facts = {**about(piece), "texts_of_class": judged, "texts_with_word": dict(found.tested)}
     hits = [hit for texts in found.hits.values() for own in texts.values() for hit in own]
     facts |= {"hits": [hit.to_dict() for hit in hits[:_KEPT]], "n_hits": len(hits)}
     for name, texts in found.hits.items():
         share = len(texts) / found.judged[name]
         if share > rule.allowed_share:
-            return Outcome(Verdict.FAILED, _said(rule, piece, name, texts, found.judged[name]), places, facts)
+            return Outcome(
+                Verdict.FAILED, _said(rule, piece, found.shown[name], texts, found.judged[name]), places, facts
+            )
     if found.unreadable:
         why = (
             f"{found.unreadable} texts of {piece.title} are hidden, and what was explained of them are not whole words"
@@ -98,7 +104,7 @@ def _judged(rule: WordsRule, evidence: Evidence, piece: Piece) -> Outcome:
         return Outcome(Verdict.UNDECIDED, why, places, facts)
     unjudged = [name for name in rule.classes or () if not found.judged[name]]
     if unjudged or not found.judged:
-        known = ", ".join(map(repr, sorted(found.judged)[:_TOLD])) or "none"
+        known = ", ".join(map(repr, sorted(judged)[:_TOLD])) or "none"
         which = f"the class {unjudged[0]!r}" if unjudged else "any class"
         why = f"{piece.title} explains no text of {which}; it explains {known}"
         return Outcome(Verdict.UNDECIDED, why, places, facts)
@@ -145,11 +151,18 @@ def _look(rule: WordsRule, evidence: Evidence, piece: Piece) -> _Found:
         found.tested.update(spans.keys())
         found.with_any += bool(spans)
         found.judged.update({names[row] for row in rows})
+        found.shown |= {names[row]: _shown(item.targets[row], evidence) for row in rows}
         for row in rows:
-            if hits := list(_hits(rule, item, row, spans)):
+            if hits := list(_hits(rule, item, row, spans, found.shown[names[row]])):
                 # Sets that were joined may have an index twice; the place is unique.
                 found.hits[names[row]].setdefault(place, []).extend(hits)
     return found
+
+
+def _shown(target: Target, evidence: Evidence) -> str:
+    """Return what a target is called: what is at a place of the text, or was written, is text."""
+    is_text = bool(target.positions or target.ids) and not is_hash(target.name)
+    return hidden_name(target.name) if is_text and evidence.hides_texts else target.name
 
 
 def _spans(item: Attribution, terms: Sequence[str]) -> Iterator[tuple[str, list[Span]]]:
@@ -166,7 +179,7 @@ def _spans(item: Attribution, terms: Sequence[str]) -> Iterator[tuple[str, list[
             yield word, places
 
 
-def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list[Span]]) -> Iterator[Hit]:
+def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list[Span]], shown: str) -> Iterator[Hit]:
     for rank, element in enumerate(item.ranking(row)[: rule.top].tolist(), 1):
         score = float(item.scores[row, element])
         if score <= 0:
@@ -174,7 +187,7 @@ def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list
         own = (int(item.spans[element, 0]), int(item.spans[element, 1]))
         for word, places in spans.items():
             if any(_overlap(place, own) for place in places):
-                yield Hit(word, item.index, item.targets[row].name, rank, score)
+                yield Hit(word, item.index, shown, rank, score)
 
 
 def _places(item: Attribution) -> list[Span]:
