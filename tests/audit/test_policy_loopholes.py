@@ -30,7 +30,7 @@ from interpreto_mlops.tracking.manifest import digest_of
 from interpreto_mlops.tracking.resolving import resolve
 from interpreto_mlops.tracking.verification import verify_evidence
 from tests.audit.explained import TEXTS, attribution, register
-from tests.audit.test_influence_rules import learn
+from tests.audit.test_influence_rules import hide, learn
 from tests.audit.test_policy_rules import one
 
 
@@ -338,6 +338,36 @@ def test_what_was_generated_is_not_told_where_texts_are_hidden(version):
     assert asked.verdict == "failed"
     evidence.hides_texts = False
     assert "a secret answer" in one(evidence, {"rule": "words", "words": ["she"]}).detail
+
+
+class TestHiddenTexts:
+    """A word is found by its hash in the forms that people write it in."""
+
+    @pytest.mark.parametrize(
+        ("text", "word", "verdict"),
+        [
+            ("a trans-woman won", "trans woman", "failed"),
+            ("a trans woman won", "trans-woman", "failed"),
+            ("a \u201ctrans\u201d / woman won", "trans woman", "failed"),
+            ("trans and woman won", "trans woman", "undecided"),
+            ("the cafe\u0301 won", "caf\u00e9", "failed"),
+            ("the CAF\u00c9 won", "cafe\u0301", "failed"),
+            ("\uff33\uff28\uff25 won", "she", "failed"),
+            ("she won", "\uff33\uff28\uff25", "failed"),
+            ("won", "caf\u00e9", "undecided"),
+        ],
+    )
+    def test_in_any_form(self, version, text, word, verdict):
+        hide(version, text, "the soup was cold")
+        assert one(version.evidence(), {"rule": "words", "words": [word], "top": 50}).verdict == verdict
+
+    def test_of_words_beyond_ascii_it_cannot_be_told_that_none_is_there(self, version):
+        hide(version, "the soup was cold", scores={"soup": -1.0})
+        rule = {"rule": "words", "words": ["soup"], "top": 50}
+        assert one(version.evidence(), rule).verdict == "passed"
+        found = one(version.evidence(), {**rule, "words": ["soup", "caf\u00e9"]})
+        assert found.verdict == "undecided"
+        assert "'caf\u00e9' can be written in several ways" in found.detail
 
 
 def add_input(store, run_id, data, context):

@@ -13,7 +13,15 @@ from interpreto_mlops.audit.catalogue.texts import hidden_name
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import WordsRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
-from interpreto_mlops.audit.policies.terms import Span, hashed_term, is_hash, occurrences, term_of, words_of
+from interpreto_mlops.audit.policies.terms import (
+    Span,
+    hashed_terms,
+    is_hash,
+    is_punctuation,
+    occurrences,
+    term_of,
+    words_of,
+)
 from interpreto_mlops.audit.policies.threshold_rules import about
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
 from interpreto_mlops.tracking import schema
@@ -57,6 +65,7 @@ class _Found:
         tested: in how many of these texts each word stands where it could have had a score.
         with_any: in how many of them one of the words does.
         unreadable: how many are hidden behind hashes of less than words.
+        hashed: how many are hidden behind hashes of words.
         hits: for each class and each of its texts with one.
         shown: what each class is called in the report.
     """
@@ -65,6 +74,7 @@ class _Found:
     tested: Counter[str] = field(default_factory=Counter)
     with_any: int = 0
     unreadable: int = 0
+    hashed: int = 0
     hits: dict[str, dict[int, list[Hit]]] = field(default_factory=lambda: defaultdict(dict))
     shown: dict[str, str] = field(default_factory=dict)
 
@@ -102,6 +112,11 @@ def _judged(rule: WordsRule, evidence: Evidence, piece: Piece) -> Outcome:
             f"{found.unreadable} texts of {piece.title} are hidden, and what was explained of them are not whole words"
         )
         return Outcome(Verdict.UNDECIDED, why, places, facts)
+    if found.hashed and (unsure := [word for word in rule.words if not word.isascii()]):
+        why = (
+            f"{found.hashed} texts of {piece.title} are hidden, and {unsure[0]!r} can be written in several ways, which"
+        )
+        return Outcome(Verdict.UNDECIDED, f"{why} have hashes of their own", places, facts)
     unjudged = [name for name in rule.classes or () if not found.judged[name]]
     if unjudged or not found.judged:
         known = ", ".join(map(repr, sorted(judged)[:_TOLD])) or "none"
@@ -147,6 +162,7 @@ def _look(rule: WordsRule, evidence: Evidence, piece: Piece) -> _Found:
         if is_hash(item.text) and not whole:
             found.unreadable += 1
             continue
+        found.hashed += is_hash(item.text)
         spans = dict(_spans(item, rule.words))
         found.tested.update(spans.keys())
         found.with_any += bool(spans)
@@ -169,14 +185,19 @@ def _spans(item: Attribution, terms: Sequence[str]) -> Iterator[tuple[str, list[
     """Yield the words that stand where an element has a score, and where each does."""
     hidden = is_hash(item.text)
     # Of a hidden text only the hashes of its elements are known.
-    words = list(zip(item.elements, _places(item), strict=True)) if hidden else words_of(item.text)
+    words = _hashed_words(item) if hidden else words_of(item.text)
     valid = np.asarray(item.valid.any(axis=0)).tolist()
     scored = [place for place, one in zip(_places(item), valid, strict=True) if one]
     for word in terms:
-        term = hashed_term(word) if hidden else term_of(word)
-        places = [place for place in occurrences(words, term) if any(_overlap(place, span) for span in scored)]
+        forms = hashed_terms(word) if hidden else [term_of(word)]
+        found = (place for term in forms for place in occurrences(words, term))
+        places = [place for place in found if any(_overlap(place, span) for span in scored)]
         if places:
             yield word, places
+
+
+def _hashed_words(item: Attribution) -> list[tuple[str, Span]]:
+    return [each for each in zip(item.elements, _places(item), strict=True) if not is_punctuation(each[0])]
 
 
 def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list[Span]], shown: str) -> Iterator[Hit]:
