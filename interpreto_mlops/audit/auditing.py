@@ -267,8 +267,12 @@ def _promoted(
             action=Action.PROMOTE,
             facts={"audit_run": report.run_id, "policy_sha256": report.policy_sha256, "against": report.against},
             actor=actor,
+            # Who was faster between this look and the move is seen while others wait.
+            expected=stood,
         )
-    except (TrackingError, CatalogueError, InputError) as error:
+    except InputError as error:
+        return Promotion(alias, False, f"not promoted: {error}; audit again")
+    except (TrackingError, CatalogueError) as error:
         return Promotion(alias, False, f"not promoted: {error}")
     note = _note_promotion(store, report.run_id, where)
     return Promotion(alias, True, f"promoted: {where} names version {subject.version}{note}")

@@ -162,6 +162,24 @@ def test_an_alias_that_somebody_moves_meanwhile_is_left_where_it_is(version, pol
     assert "names version 2 since the audit began; audit again" in report.promotion.detail
 
 
+def test_an_alias_that_somebody_moves_in_the_last_moment_is_left_where_it_is(version, policy, small, monkeypatch):
+    """After the audit has looked, and before the log is held."""
+    store = version.store
+    register(store, seed=1)
+    version.explain(metrics={"deletion": 0.3})
+    move = small.move_alias
+
+    def overtaken(*given, **named):
+        store.client.set_registered_model_alias("reviews", "champion", 2)
+        return move(*given, **named)
+
+    monkeypatch.setattr(small, "move_alias", overtaken)
+    report = audit(store, version.uri, policy, promote="champion", catalogue=small)
+    assert (report.verdict, report.exit_code, alias_of(store)) == ("passed", 1, "2")
+    assert "names version 2 now, and named no version before; audit again" in report.promotion.detail
+    assert [entry.action for entry in small.entries()] == ["audit"]
+
+
 def test_a_promotion_that_cannot_be_logged_does_not_come_about_and_says_so(version, policy, small):
     store = version.store
     version.explain(metrics={"deletion": 0.3})
