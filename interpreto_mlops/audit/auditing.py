@@ -19,7 +19,7 @@ from interpreto_mlops.audit.policies.judging import judge
 from interpreto_mlops.audit.policies.reading import load_policy
 from interpreto_mlops.audit.policies.schema import Policy
 from interpreto_mlops.audit.policies.verdicts import Verdict
-from interpreto_mlops.errors import CatalogueError, InputError, InterpretoError, TrackingError
+from interpreto_mlops.errors import CatalogueError, InputError, IntegrityError, InterpretoError, TrackingError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import redact
 from interpreto_mlops.tracking.links import run_url
@@ -64,8 +64,8 @@ def audit(
         command: what repeats it.
 
     Raises:
-        InputError: a policy that cannot be used, or something to promote that is no registered version; nothing is
-            written then.
+        InputError: a policy that cannot be used, something to promote that is no registered version, or a version to
+            compare with whose manifest was changed into none; nothing is written then.
         ModelLoadError: there is no such version; nothing is written then.
         IntegrityError: the version's manifest was changed into none; nothing is written then.
         CatalogueError: the catalogue fails.
@@ -73,7 +73,7 @@ def audit(
     """
     given = policy if isinstance(policy, Policy) else load_policy(policy)
     subject = resolve(store, uri)
-    rival = None if against is None else resolve(store, against)
+    rival = None if against is None else _rival(store, against)
     stood = None if promote is None else _alias_before(store, subject, promote)
     if experiment is not None:
         store = connect(store.tracking_uri, experiment)
@@ -91,6 +91,14 @@ def audit(
             return report
         promotion = _promoted(book, store, subject, report, promote, stood, actor)
         return replace(report, promotion=promotion)
+
+
+def _rival(store: Store, against: str) -> ResolvedModel:
+    try:
+        return resolve(store, against)
+    except IntegrityError as error:
+        # The version that is audited is not at fault.
+        raise InputError(f"cannot compare with {against!r}: {error}") from error
 
 
 @contextmanager
@@ -119,11 +127,15 @@ def _alias_before(store: Store, subject: ResolvedModel, alias: str) -> str | Non
 
 
 def _tags(store: Store, found: ResolvedModel) -> dict[str, str]:
-    """Return the tags of a version, or of a logged model."""
+    """Return the tags of a version, beside those of its logged model: who registers that later does so without them."""
+    logged: dict[str, str] = {}
+    if (model_id := found.model_id) is not None:
+        model = store.if_there(f"read {found.uri!r}", lambda: store.client.get_logged_model(model_id))
+        logged = {} if model is None else dict(model.tags)
+    if found.version is None:
+        return logged
     with store.guarded(f"read {found.uri!r}"):
-        if found.version is not None:
-            return dict(store.client.get_model_version(found.name, found.version).tags)
-        return {} if found.model_id is None else dict(store.client.get_logged_model(found.model_id).tags)
+        return {**logged, **store.client.get_model_version(found.name, found.version).tags}
 
 
 def _judged(policy: Policy, evidence: Evidence, champion: Evidence | None, promote: str | None) -> AuditReport:
@@ -257,8 +269,12 @@ def _promoted(
             action=Action.PROMOTE,
             facts={"audit_run": report.run_id, "policy_sha256": report.policy_sha256, "against": report.against},
             actor=actor,
+            # Who was faster between this look and the move is seen while others wait.
+            expected=stood,
         )
-    except (TrackingError, CatalogueError, InputError) as error:
+    except InputError as error:
+        return Promotion(alias, False, f"not promoted: {error}; audit again")
+    except (TrackingError, CatalogueError) as error:
         return Promotion(alias, False, f"not promoted: {error}")
     note = _note_promotion(store, report.run_id, where)
     return Promotion(alias, True, f"promoted: {where} names version {subject.version}{note}")

@@ -61,5 +61,11 @@ def audit(
         raise click.ClickException(str(error)) from error
     except InterpretoError as error:
         raise _Undecided(str(error)) from error
+    except Exception as error:
+        from interpreto_mlops.tracking.addresses import first_line
+
+        # A traceback ends with 1, which a pipeline takes for a version that failed.
+        said = f"the audit could not be made: {type(error).__name__}: {first_line(error)}"
+        raise _Undecided(said) from error
     click.echo(json.dumps(report.to_dict(), indent=1, ensure_ascii=False) if as_json else "\n".join(report.lines()))
     sys.exit(report.exit_code)

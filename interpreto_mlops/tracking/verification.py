@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interpreto_mlops.concepts.base import CARD_FILE
-from interpreto_mlops.errors import CodeNeededError, InputError, IntegrityError, ModelLoadError
+from interpreto_mlops.errors import CodeNeededError, InputError, IntegrityError, ModelLoadError, TrackingError
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.addresses import first_line
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.manifest import differences, digest_of, parse_manifest
 from interpreto_mlops.tracking.resolving import ResolvedModel, downloaded, is_model_uri, resolve
@@ -219,8 +220,14 @@ def _artifacts(store: Store, run_id: str, *, of_a_model: bool) -> tuple[int, lis
         theirs = of_a_model and schema.TAG_KIND not in run.data.tags
         return 0, [Finding("note" if theirs else "unknown", subject, "the run has no manifest of its artifacts")]
     with tempfile.TemporaryDirectory(prefix="interpreto-run-") as scratch:
-        with store.guarded(f"read the artifacts of the run {run_id!r}"):
-            folder = Path(store.client.download_artifacts(run_id, "", scratch))
+        try:
+            with store.guarded(f"read the artifacts of the run {run_id!r}"):
+                folder = Path(store.client.download_artifacts(run_id, "", scratch))
+        except TrackingError:
+            # It is an OSError, too, and says nothing of the run.
+            raise
+        except OSError as error:
+            return 0, [Finding("unknown", subject, f"its artifacts cannot be read: {first_line(error)}")]
         try:
             manifest = parse_manifest((folder / schema.RUN_MANIFEST).read_text(encoding="utf-8"), repr(subject))
         except (OSError, UnicodeDecodeError):

@@ -162,6 +162,24 @@ def test_an_alias_that_somebody_moves_meanwhile_is_left_where_it_is(version, pol
     assert "names version 2 since the audit began; audit again" in report.promotion.detail
 
 
+def test_an_alias_that_somebody_moves_in_the_last_moment_is_left_where_it_is(version, policy, small, monkeypatch):
+    """After the audit has looked, and before the log is held."""
+    store = version.store
+    register(store, seed=1)
+    version.explain(metrics={"deletion": 0.3})
+    move = small.move_alias
+
+    def overtaken(*given, **named):
+        store.client.set_registered_model_alias("reviews", "champion", 2)
+        return move(*given, **named)
+
+    monkeypatch.setattr(small, "move_alias", overtaken)
+    report = audit(store, version.uri, policy, promote="champion", catalogue=small)
+    assert (report.verdict, report.exit_code, alias_of(store)) == ("passed", 1, "2")
+    assert "names version 2 now, and named no version before; audit again" in report.promotion.detail
+    assert [entry.action for entry in small.entries()] == ["audit"]
+
+
 def test_a_promotion_that_cannot_be_logged_does_not_come_about_and_says_so(version, policy, small):
     store = version.store
     version.explain(metrics={"deletion": 0.3})
@@ -265,6 +283,23 @@ class TestCommand:
         assert result.exit_code == 1
         assert "it was changed since it was logged" in result.output
 
+    def test_a_broken_manifest_of_the_other_version_is_2_for_this_one_is_not_at_fault(self, version, policy):
+        version.explain(metrics={"deletion": 0.3})
+        other = register(version.store, seed=1)
+        version.store.client.set_model_version_tag("reviews", "2", "interpreto.manifest", "nothing")
+        result = invoke(version.store, version.uri, "--policy", policy, "--against", other.uri)
+        assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+        assert f"cannot compare with {other.uri!r}" in result.output
+
+    def test_what_nobody_thought_of_is_2_and_one_sentence(self, version, policy, monkeypatch):
+        def surprised(*_):
+            raise RuntimeError("a surprise\nin two lines")
+
+        monkeypatch.setattr("interpreto_mlops.audit.auditing.judge", surprised)
+        result = invoke(version.store, version.uri, "--policy", policy)
+        assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+        assert "the audit could not be made: RuntimeError: a surprise" in result.output
+
 
 def test_hostile_names_do_nothing_on_the_page_in_the_note_or_the_terminal(version, small, download):
     classes = [*PAYLOADS, "\x1b[31mred", "\u202eturned"]
@@ -365,6 +400,17 @@ def test_a_dictionary_is_audited_and_promoted(version, small, tmp_path):
     assert [entry.action for entry in small.entries()] == ["audit", "promote"]
     worse = audit(store, uri, parse_policy(f"rules: {rules}".replace("0.7", "0.95")), catalogue=small)
     assert (worse.verdict, worse.exit_code) == ("failed", 1)
+
+
+def test_a_dictionary_that_mlflow_itself_registered_is_one(version, small):
+    """`mlflow.register_model` gives a version none of the tags of its logged model."""
+    store = version.store
+    run_id, _ = learn(version, metrics={"stability/stability": 0.9})
+    (output,) = store.client.get_run(run_id).outputs.model_outputs
+    mlflow.set_tracking_uri(store.tracking_uri)
+    mlflow.register_model(f"models:/{output.model_id}", "later")
+    report = audit(store, "models:/later/1", parse_policy("rules: [{rule: stability, min: 0.5}]"), catalogue=small)
+    assert (report.subject, report.verdict) == ("dictionary", "passed")
 
 
 # MLflow's evaluation, on pandas 3.

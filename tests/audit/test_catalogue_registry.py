@@ -189,6 +189,23 @@ def test_what_somebody_else_has_moved_meanwhile_stays(small: Catalogue, versions
     assert small.entries() == []
 
 
+def test_an_alias_that_names_something_else_than_expected_is_not_moved(
+    small: Catalogue, versions: tuple[Store, str]
+) -> None:
+    store, name = versions
+    with pytest.raises(InputError, match="names no version now, and named version 2 before"):
+        small.move_alias(store, name, "champion", 1, expected="2")
+    small.move_alias(store, name, "champion", 2, expected=None)
+    for expected in (None, "1"):
+        with pytest.raises(InputError, match="names version 2 now, and named"):
+            small.move_alias(store, name, "champion", 3, expected=expected)
+    assert (version_of(store, name), len(small.entries())) == ("2", 1)
+    small.move_alias(store, name, "champion", 3, expected="2")
+    small.move_alias(store, name, "champion", 1)
+    assert (version_of(store, name), len(small.entries())) == ("1", 3)
+    assert small.verify_log().ok
+
+
 def test_in_the_registrys_own_file_an_alias_is_not_moved(store: Store) -> None:
     store.client.create_registered_model("reviews")
     with Catalogue.connect(store.tracking_uri) as catalogue:

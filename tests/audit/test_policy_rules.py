@@ -90,7 +90,7 @@ class TestEvidence:
         run_id = version.explain(metrics={"deletion": 0.3})
         old = one(version.evidence(now=LATER), {"rule": "evidence", "within_days": 7})
         assert old.verdict == "failed"
-        assert "ended 10.0 days ago, and 7 are allowed" in old.detail
+        assert "began 10.0 days ago, and 7 are allowed" in old.detail
         assert old.evidence == (f"runs:/{run_id}",)
         few = one(version.evidence(), {"rule": "evidence", "min_texts": 31})
         assert few.verdict == "failed"

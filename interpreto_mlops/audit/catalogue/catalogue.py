@@ -13,6 +13,7 @@ from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry, LogVerdict
 from interpreto_mlops.audit.catalogue.migrating import migrate
 from interpreto_mlops.audit.catalogue.rebuilding import Rebuilt
+from interpreto_mlops.audit.catalogue.registry_moves import Expected
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.text.hiding import hidden_by_environment
 from interpreto_mlops.tracking.store import Store
@@ -151,6 +152,7 @@ class Catalogue:
         action: Action | str = Action.MOVE_ALIAS,
         facts: Mapping[str, Any] | None = None,
         actor: str | None = None,
+        expected: str | Expected | None = Expected.ANYTHING,
     ) -> LogEntry:
         """Let an alias of a registered model name another version, and log it: both, or neither.
 
@@ -166,17 +168,18 @@ class Catalogue:
             action: `move_alias`, or `promote` where an audit was passed.
             facts: what the entry says beside the version, such as the run of the audit.
             actor: who; by default the user that the operating system runs this process as.
+            expected: the version that the alias names until now, None where it is to be a new one; by default anything.
 
         Raises:
             UnknownNameError: another action; nothing has moved then.
-            InputError: facts that are no JSON; nothing has moved then.
+            InputError: facts that are no JSON, or an alias that names what is not expected; nothing has moved then.
             TrackingError: there is no such version, or the store fails; the message says where the alias may have moved
                 nevertheless.
             CatalogueError: the database fails, or the catalogue belongs to another store, or is in the registry's own
                 SQLite file, which has one writer at a time; the alias is where it was then.
         """
         return registry_moves.move_alias(
-            self.database, store, name, alias, version, action=action, facts=facts, actor=actor
+            self.database, store, name, alias, version, action=action, facts=facts, actor=actor, expected=expected
         )
 
     def entries(self, *, last: int | None = None) -> list[LogEntry]:

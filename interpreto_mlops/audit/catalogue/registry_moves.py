@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from enum import Enum
 from typing import Any
 
 from mlflow.exceptions import MlflowException
@@ -12,12 +13,19 @@ from interpreto_mlops.audit.catalogue import log, rebuilding, writing
 from interpreto_mlops.audit.catalogue.addresses import store_address
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry
-from interpreto_mlops.errors import CatalogueError, TrackingError, UnknownNameError
+from interpreto_mlops.errors import CatalogueError, InputError, TrackingError, UnknownNameError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import first_line, sqlite_file
 from interpreto_mlops.tracking.store import Store
 
 MOVES = (Action.MOVE_ALIAS, Action.PROMOTE)
+
+
+class Expected(Enum):
+    """What an alias must name before it is moved, where no version is given."""
+
+    ANYTHING = "anything"
+
 
 _NO_ALIAS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
 
@@ -45,6 +53,7 @@ def move_alias(
     action: str = Action.MOVE_ALIAS,
     facts: Mapping[str, Any] | None = None,
     actor: str | None = None,
+    expected: str | Expected | None = Expected.ANYTHING,
 ) -> LogEntry:
     """Move an alias and log it; see `Catalogue.move_alias`."""
     if (given := Action.parse(action)) not in MOVES:
@@ -60,6 +69,8 @@ def move_alias(
         # Who moves an alias waits here for the others, so that what it was before is what they made of it.
         log.hold(connection)
         found = _version_of(store, name, alias)
+        if expected is not Expected.ANYTHING and found != expected:
+            raise InputError(f"{subject} {_named(found, 'names')} now, and {_named(expected, 'named')} before")
         before = None if found is None else {"uri": f"models:/{name}/{found}"}
         entry = log.prepared(action, subject, before=before, after=after, actor=actor, store=store.shown)
         written = log.append_to(connection, entry)
@@ -68,6 +79,10 @@ def move_alias(
                 store.client.set_registered_model_alias(name, alias, number)
             connection.commit()
     return written
+
+
+def _named(version: str | None, names: str) -> str:
+    return f"{names} no version" if version is None else f"{names} version {version}"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from interpreto_mlops.attributions.comparison import paired_tests
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import ChampionRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, newest, nothing
-from interpreto_mlops.audit.policies.threshold_rules import about, lower_bound, reaches
+from interpreto_mlops.audit.policies.threshold_rules import BEST_AT_0, about, lower_bound, reaches
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
 from interpreto_mlops.tracking import schema
 
@@ -36,14 +36,23 @@ def judge_champion(rule: ChampionRule, evidence: Evidence, champion: Evidence | 
     if champion is None:
         why = "no version to compare with was named; name one by --against"
         return RuleVerdict(rule.rule, rule.title, Verdict.UNDECIDED, why)
-    if champion.model.uri == evidence.model.uri:
-        why = f"{evidence.model.uri!r} was to be compared with itself"
+    if _same(evidence, champion):
+        under = "" if champion.model.uri == evidence.model.uri else f", under {champion.model.uri!r}"
+        why = f"{evidence.model.uri!r} was to be compared with itself{under}"
         return RuleVerdict(rule.rule, rule.title, Verdict.UNDECIDED, why)
-    pieces = [piece for piece in newest(chosen(evidence, rule, "attributions")) if rule.metric in piece.metrics]
-    rivals = [piece for piece in newest(chosen(champion, rule, "attributions")) if rule.metric in piece.metrics]
+    pieces, rivals = (
+        newest(piece for piece in chosen(found, rule, "attributions") if rule.metric in piece.metrics)
+        for found in (evidence, champion)
+    )
     outcomes = [_compared(rule, evidence, champion, piece, rivals) for piece in pieces]
     outcomes += missing(evidence, rule, pieces, what)
     return combine(rule, outcomes, nothing(evidence, rule, what))
+
+
+def _same(evidence: Evidence, champion: Evidence) -> bool:
+    """Return whether two addresses are of one logged model: a copied version has that of the first."""
+    own, other = evidence.model, champion.model
+    return own.uri == other.uri or (own.model_id is not None and own.model_id == other.model_id)
 
 
 def _compared(rule: ChampionRule, evidence: Evidence, champion: Evidence, piece: Piece, rivals: list[Piece]) -> Outcome:
@@ -54,7 +63,7 @@ def _compared(rule: ChampionRule, evidence: Evidence, champion: Evidence, piece:
         why = nothing(champion, rule, f"attribution by {piece.method!r} scored by {rule.metric}")
         return Outcome(Verdict.UNDECIDED, why, (piece.place(),), facts)
     # Of the champion's explanations the one that shares most texts, the last of several.
-    rival, other = max(alike, key=lambda pair: (len(own.keys() & pair[1].keys()), pair[0].ended))
+    rival, other = max(alike, key=lambda pair: (len(own.keys() & pair[1].keys()), pair[0].began))
     places = (piece.place(schema.ATTRIBUTIONS_SCORES), rival.place(schema.ATTRIBUTIONS_SCORES))
     facts |= {"champion_run": rival.run_id}
     if differing := _differing(piece, rival, rule.metric):
@@ -94,7 +103,10 @@ def _tested(
 
 
 def _by_text(evidence: Evidence, piece: Piece, metric: str) -> dict[str, float]:
-    """Return the metric of each text that has a value, by the text; of a text that is there twice the mean."""
+    """Return the metric of each text that has a value, by the text; of a text that is there twice the mean.
+
+    Of a signed metric that is best at 0 it is the distance from 0.
+    """
     scores = piece.scores
     if scores is None:
         return {}
@@ -103,7 +115,7 @@ def _by_text(evidence: Evidence, piece: Piece, metric: str) -> dict[str, float]:
     # A row for each text, in the order of the texts.
     for item, value in zip(evidence.explanations(piece).explanations, rows["value"], strict=False):
         if not math.isnan(value):
-            found[item.text].append(float(value))
+            found[item.text].append(abs(float(value)) if metric in BEST_AT_0 else float(value))
     return {text: float(np.mean(values)) for text, values in found.items()}
 
 

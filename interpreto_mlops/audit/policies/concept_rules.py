@@ -15,7 +15,7 @@ import pandas as pd
 from interpreto_mlops.audit.catalogue.texts import hidden_label
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import ConceptsRule
-from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing
+from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
 from interpreto_mlops.audit.policies.terms import is_hash, occurrences, term_of, words_of
 from interpreto_mlops.audit.policies.threshold_rules import about
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
@@ -31,10 +31,20 @@ _TOLD = 10
 
 def judge_concepts(rule: ConceptsRule, evidence: Evidence) -> RuleVerdict:
     """Judge whether a concept with a forbidden word in its label speaks most for a class, in any run's dictionary."""
-    pieces = [piece for piece in chosen(evidence, rule, "concepts") if piece.files >= set(_FILES)]
+    every = chosen(evidence, rule, "concepts")
+    pieces = [piece for piece in every if piece.files >= set(_FILES)]
     outcomes = [_judged(rule, evidence, piece) for piece in pieces]
+    if outcomes:
+        outcomes += [_unlabelled(piece) for piece in every if not piece.files >= set(_FILES)]
     outcomes += missing(evidence, rule, pieces, _WHAT)
+    # Where there is nothing else, that is said.
+    outcomes += unknown(evidence) if outcomes else []
     return combine(rule, outcomes, nothing(evidence, rule, _WHAT))
+
+
+def _unlabelled(piece: Piece) -> Outcome:
+    why = f"{piece.title} has no labels, or no importance of its concepts"
+    return Outcome(Verdict.UNDECIDED, why, (piece.place(),), about(piece))
 
 
 def _judged(rule: ConceptsRule, evidence: Evidence, piece: Piece) -> Outcome:
@@ -58,6 +68,10 @@ def _judged(rule: ConceptsRule, evidence: Evidence, piece: Piece) -> Outcome:
         have = ", ".join(map(repr, known[:_TOLD])) or "none"
         why = f"{piece.title} says of no concept how much it speaks for {which}; it knows {have}"
         return Outcome(Verdict.UNDECIDED, why, places, facts)
+    for concept, name in _unweighed(rule, importance, labels):
+        label = hidden_label(labels[concept]) if evidence.hides_texts else labels[concept]
+        why = f"{piece.title} does not say how much concept {concept}, {label!r}, speaks for {name!r}"
+        return Outcome(Verdict.UNDECIDED, why, places, facts)
     readable = {concept for concept, label in labels.items() if not is_hash(label)}
     unlabelled = sorted(set(_top(rule, importance, asked)) - readable)
     if unlabelled:
@@ -68,21 +82,35 @@ def _judged(rule: ConceptsRule, evidence: Evidence, piece: Piece) -> Outcome:
     return Outcome(Verdict.PASSED, said, places, facts)
 
 
+def _unweighed(rule: ConceptsRule, importance: pd.DataFrame, labels: Mapping[int, str]) -> Iterator[tuple[int, str]]:
+    """Yield the concepts with a forbidden or hidden label whose importance for a class is not known."""
+    for name in rule.classes or sorted({str(each) for each in importance["class"]}):
+        rows = importance[importance["class"] == name]
+        known = set(rows.loc[np.isfinite(rows["importance"]), "concept"].astype(int))
+        for concept in sorted(labels.keys() - known):
+            if is_hash(labels[concept]) or _forbidden(rule, labels[concept]) is not None:
+                yield concept, name
+
+
+def _forbidden(rule: ConceptsRule, label: str) -> str | None:
+    """Return the first of a rule's concepts that stands in a label."""
+    words = words_of(label)
+    return next((each for each in rule.concepts if any(True for _ in occurrences(words, term_of(each)))), None)
+
+
 def _hits(rule: ConceptsRule, rows: pd.DataFrame, labels: Mapping[int, str]) -> Iterator[dict[str, Any]]:
     for rank, row in enumerate(_ranked(rule, rows), 1):
         label = labels.get(int(row["concept"]), "")
-        words = words_of(label)
-        for forbidden in rule.concepts:
-            if any(True for _ in occurrences(words, term_of(forbidden))):
-                yield {
-                    "concept": int(row["concept"]),
-                    "label": label,
-                    "forbidden": forbidden,
-                    "class": str(row["class"]),
-                    "rank": rank,
-                    "importance": float(row["importance"]),
-                }
-                break
+        forbidden = _forbidden(rule, label)
+        if forbidden is not None:
+            yield {
+                "concept": int(row["concept"]),
+                "label": label,
+                "forbidden": forbidden,
+                "class": str(row["class"]),
+                "rank": rank,
+                "importance": float(row["importance"]),
+            }
 
 
 def _ranked(rule: ConceptsRule, rows: pd.DataFrame) -> list[dict[str, Any]]:

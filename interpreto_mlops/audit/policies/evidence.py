@@ -11,8 +11,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from mlflow.entities import Run
+import yaml
+from mlflow.entities import DatasetInput, Run
 
 from interpreto_mlops.audit.policies.dictionaries import DictionaryFiles, dictionary_files
 from interpreto_mlops.errors import DataError, IntegrityError, TrackingError
@@ -32,11 +34,19 @@ from interpreto_mlops.tracking.verification import verify_evidence
 from interpreto_mlops.visuals.metric_names import metric_name
 
 KINDS = ("attributions", "concepts")
+_CONTEXT = "mlflow.data.context"
+_EXPLAINED, _LEARNED = "explained", ("fitted", "evaluated")
 _CLOCKS = timedelta(hours=1)
 _CLOSE = 1e-6
 _READ = (*schema.ATTRIBUTIONS_FILES, schema.ATTRIBUTIONS_SCORES, schema.ATTRIBUTIONS_METRICS)
 _FILES = {PurePosixPath(path).name for path in _READ}
 _CONCEPTS = str(PurePosixPath(schema.CONCEPTS_LABELS).parent)
+
+# What readers raise about files that somebody wrote anew.
+_UNREADABLE = (
+    *(DataError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(yaml.YAMLError, RecursionError, ArithmeticError),
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +58,14 @@ class Metric:
         random: of random rankings or directions, where there is one.
         higher_is_better: its direction, where one end is better.
         parameters: what the metric was given.
+        n_texts: how many different texts have a value, of attributions.
     """
 
     value: float
     random: float | None = None
     higher_is_better: bool | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    n_texts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,24 +77,25 @@ class Piece:
         kind: `attributions` or `concepts`.
         method: the registry name.
         label: the folder of a method in a run of several, else the method.
-        ended: when the run ended.
-        data: digests of its data sets.
-        n_texts: how many texts have an explanation, or, of a dictionary, how many its data set says it has.
+        began: when the run did, which opening it again does not change.
+        data: digests of the data sets that were explained, or that it was fitted or scored on.
+        n_texts: how many different texts have a score, or, of a dictionary, how many texts its data set says it has.
         metrics: by their keys, without the label.
         parameters: of the method.
         seal: the sha256 of the run's manifest.
         files: the paths that this manifest names.
         layer: of a dictionary.
         size: how many concepts.
-        scores: of each text, of attributions.
+        scores: of each text, of attributions: as they were logged, with the text's sha256 beside it.
         part: the folder of these attributions in a run of several methods, else None.
+        inputs: digests of all data sets that its run names.
     """
 
     run_id: str
     kind: str
     method: str
     label: str
-    ended: datetime
+    began: datetime
     data: tuple[str, ...]
     n_texts: int
     metrics: Mapping[str, Metric] = field(repr=False)
@@ -93,6 +106,12 @@ class Piece:
     size: int | None = None
     scores: pd.DataFrame | None = field(default=None, repr=False)
     part: str | None = None
+    inputs: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What a rule can call its method: a folder's name, which anybody chooses, only where the method begins it."""
+        return frozenset({self.method, self.label} if self.label.startswith(self.method) else {self.method})
 
     @property
     def title(self) -> str:
@@ -106,7 +125,7 @@ class Piece:
         """What a later explanation has in common with the one in whose place it comes."""
         same = (self.parameters.get(name) for name in ("granularity", "inference_mode", "seed"))
         own = same if self.kind == "concepts" else list(same)[:2]
-        return (self.kind, self.method, self.label, self.layer, self.size, self.data, *own)
+        return (self.kind, self.method, self.label, self.layer, self.size, self.data, self.inputs, *own)
 
     def place(self, path: str = "") -> str:
         """Return the address of its run, or of a file of its own there."""
@@ -186,11 +205,11 @@ def gather(store: Store, model: ResolvedModel, tags: Mapping[str, str], now: dat
     fingerprint = None if is_dictionary else fingerprint_of(store, model)
     for run in runs:
         found.experiments[str(run.info.run_id)] = str(run.info.experiment_id)
-        why = _no_evidence(run, model, fingerprint, is_dictionary, found.now)
-        if why is None:
+        aside = _no_evidence(run, model, fingerprint, is_dictionary, found.now)
+        if aside is None:
             _take(found, run)
         else:
-            found.set_aside.append(SetAside(str(run.info.run_id), why))
+            found.set_aside.append(aside)
     return found
 
 
@@ -204,22 +223,33 @@ def _maker(store: Store, model: ResolvedModel) -> list[Run]:
 
 def _no_evidence(
     run: Run, model: ResolvedModel, fingerprint: str | None, is_dictionary: bool, now: datetime
-) -> str | None:
+) -> SetAside | None:
     """Return why a run is no evidence whatever it holds, or None."""
+    run_id, tags = str(run.info.run_id), run.data.tags
     if run.info.status != "FINISHED" or not run.info.end_time:
-        return f"it is {run.info.status}, and only finished runs count"
-    if _ended(run) > now + _CLOCKS:
-        return f"it ends at {_ended(run).isoformat()}, which is in the future"
+        return SetAside(run_id, f"it is {run.info.status}, and only finished runs count")
+    for what, moment in (("begins", run.info.start_time), ("ends", run.info.end_time)):
+        if (when := _ahead(moment, now)) is not None:
+            # A finished run that is not over was changed, and may have held what is looked for.
+            return SetAside(run_id, f"it {what} {when}, which is in the future", unsealed=True)
     if is_dictionary:
         return None
-    own, model_id = run.data.tags.get(schema.TAG_MODEL_FINGERPRINT), run.data.tags.get(schema.TAG_MODEL_ID)
+    own, model_id = tags.get(schema.TAG_MODEL_FINGERPRINT), tags.get(schema.TAG_MODEL_ID)
     if own and fingerprint and own != fingerprint:
-        return (
-            f"it explains another content, or the same in another dtype: sha256 {own[:12]!r}, not {fingerprint[:12]!r}"
-        )
+        shas = f"sha256 {own[:12]!r}, not {fingerprint[:12]!r}"
+        return SetAside(run_id, f"it explains another content, or the same in another dtype: {shas}")
     if not (own and fingerprint) and model_id and model.model_id and model_id != model.model_id:
-        return f"it explains the logged model {model_id!r}, not {model.model_id!r}"
+        return SetAside(run_id, f"it explains the logged model {model_id!r}, not {model.model_id!r}")
     return None
+
+
+def _ahead(milliseconds: int, now: datetime) -> str | None:
+    """Return a moment in words where it is in the future, also one that no calendar has."""
+    try:
+        moment = _moment(milliseconds)
+    except (ValueError, OverflowError, OSError):
+        return f"{milliseconds} ms after 1970"
+    return f"at {moment.isoformat()}" if moment > now + _CLOCKS else None
 
 
 def _take(found: Evidence, run: Run) -> None:
@@ -243,7 +273,7 @@ def _take(found: Evidence, run: Run) -> None:
         raise
     except (IntegrityError, _ContradictionError) as error:
         found.set_aside.append(SetAside(run_id, str(error), broken=True))
-    except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         found.set_aside.append(SetAside(run_id, f"what it holds cannot be read: {first_line(error)}", unsealed=True))
 
 
@@ -288,32 +318,43 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
         part = None if place == 0 and schema.ATTRIBUTIONS_FILES[0] in there else each.label
         details_at = schema.artifact_of_part(schema.ATTRIBUTIONS_METRICS, part)
         details = json.loads(read_file(store, run_id, details_at)) if details_at in there else {}
-        metrics = {schema.metric_key(name): _metric(entry) for name, entry in details.items()}
+        scores = _of_texts(each)
+        metrics = {schema.metric_key(name): _metric(entry, name, scores) for name, entry in details.items()}
         _agree(run, {schema.metric_of_part(key, part): metric for key, metric in metrics.items()})
         yield Piece(
             run_id,
             "attributions",
             each.explanations.method,
             each.label,
-            _ended(run),
-            _digests(run),
-            sum(len(item) > 0 for item in each.explanations),
+            _moment(run.info.start_time),
+            _digests(run, _EXPLAINED),
+            len({item.text_sha256 for item in each.explanations if np.isfinite(item.scores).any()}),
             metrics,
             each.explanations.parameters,
             run.data.tags[schema.TAG_SHA256],
             frozenset(manifest),
-            scores=each.scores,
+            scores=scores,
             part=part,
+            inputs=_digests(run),
         )
 
 
-def _metric(entry: Mapping[str, Any]) -> Metric:
+def _of_texts(each: Explanations) -> pd.DataFrame:
+    """Return the scores with the sha256 of the text that each is of: a metric's rows come in the order of the texts."""
+    texts = [item.text_sha256 for item in each.explanations]
+    places = each.scores.groupby("metric", sort=False).cumcount()
+    return each.scores.assign(text=[texts[place] for place in places])
+
+
+def _metric(entry: Mapping[str, Any], name: str, scores: pd.DataFrame) -> Metric:
     value, random = entry["mean"], entry["random_mean"]
+    judged = scores[(scores["metric"] == name) & np.isfinite(scores["value"].astype(float))]
     return Metric(
         math.nan if value is None else float(value),
         math.nan if random is None else float(random),
         bool(entry["higher_is_better"]),
         dict(entry.get("parameters") or {}),
+        int(judged["text"].nunique()),
     )
 
 
@@ -333,8 +374,8 @@ def _dictionaries(store: Store, run: Run, manifest: Mapping[str, str], own: str 
             "concepts",
             str(facts["method"]),
             str(facts["method"]),
-            _ended(run),
-            tuple(dict.fromkeys([*_digests(run), *filter(None, [facts.get("data_digest")])])),
+            _moment(run.info.start_time),
+            tuple(dict.fromkeys([*_digests(run, *_LEARNED), *filter(None, [facts.get("data_digest")])])),
             _rows(run),
             metrics,
             {"granularity": facts.get("granularity"), "seed": run.data.params.get("seed")},
@@ -342,6 +383,7 @@ def _dictionaries(store: Store, run: Run, manifest: Mapping[str, str], own: str 
             frozenset(manifest),
             None if facts.get("layer") is None else str(facts["layer"]),
             int(facts["n_concepts"]),
+            inputs=_digests(run),
         )
 
 
@@ -375,17 +417,25 @@ def _listed(store: Store, run: Run, folder: str) -> list[str]:
     return [str(each.path) for each in (*top, *below) if not each.is_dir]
 
 
-def _ended(run: Run) -> datetime:
-    return datetime.fromtimestamp(int(run.info.end_time) / 1000, tz=timezone.utc)
+def _moment(milliseconds: int) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, tz=timezone.utc)
 
 
-def _digests(run: Run) -> tuple[str, ...]:
-    given = run.inputs.dataset_inputs if run.inputs else []
-    return tuple(dict.fromkeys(str(each.dataset.digest) for each in given))
+def _digests(run: Run, *contexts: str) -> tuple[str, ...]:
+    """Return the digests of a run's data sets in these contexts; of all without any."""
+    return tuple(dict.fromkeys(str(each.dataset.digest) for each in _inputs(run, *contexts)))
 
 
 def _rows(run: Run) -> int:
-    """Return how many texts the run's data sets say they have, the most of them."""
-    given = run.inputs.dataset_inputs if run.inputs else []
-    sizes = [json.loads(each.dataset.profile or "{}").get("num_rows") or 0 for each in given]
+    """Return how many texts the data sets of a dictionary say they have, the most of them."""
+    sizes = [json.loads(each.dataset.profile or "{}").get("num_rows") or 0 for each in _inputs(run, *_LEARNED)]
     return max((int(size) for size in sizes), default=0)
+
+
+def _inputs(run: Run, *contexts: str) -> list[DatasetInput]:
+    given = run.inputs.dataset_inputs if run.inputs else []
+    return [
+        each
+        for each in given
+        if not contexts or any(tag.key == _CONTEXT and tag.value in contexts for tag in each.tags)
+    ]

@@ -30,7 +30,7 @@ def judge_evidence(rule: EvidenceRule, evidence: Evidence) -> RuleVerdict:
 
 
 def _is(piece: Piece, method: str | None, layer: str | None) -> bool:
-    return (method is None or method in (piece.method, piece.label)) and (layer is None or piece.layer == layer)
+    return (method is None or method in piece.names) and (layer is None or piece.layer == layer)
 
 
 def _explained(
@@ -41,7 +41,7 @@ def _explained(
         return Outcome(Verdict.UNDECIDED, nothing(evidence, rule, _WHAT + by), facts={"method": method, "layer": layer})
     enough = [piece for piece in pieces if piece.n_texts >= rule.min_texts]
     last = (enough or pieces)[-1]
-    age = (evidence.now - last.ended).total_seconds() / _DAY
+    age = (evidence.now - last.began).total_seconds() / _DAY
     facts = {"method": last.method, "run": last.run_id, "days": round(age, 3), "texts": last.n_texts}
     if last.n_texts == 0:
         return Outcome(Verdict.UNDECIDED, f"{last.title} explains no text", (last.place(),), facts)
@@ -49,7 +49,7 @@ def _explained(
         few = f"{last.title} explains {last.n_texts} texts, and {rule.min_texts} are asked for"
         return Outcome(Verdict.FAILED, few, (last.place(),), facts)
     if not is_fresh(evidence, rule, last):
-        old = f"the last explanation{by}, {last.title}, ended {age:.1f} days ago, and {rule.within_days:g} are allowed"
+        old = f"the last explanation{by}, {last.title}, began {age:.1f} days ago, and {rule.within_days:g} are allowed"
         return Outcome(Verdict.FAILED, old, (last.place(),), facts)
     return Outcome(
         Verdict.PASSED, f"{last.title} explains {last.n_texts} texts, {age:.1f} days ago", (last.place(),), facts
@@ -61,13 +61,22 @@ def _scored(rule: EvidenceRule, evidence: Evidence, metric: str) -> Outcome:
     kind = "concepts" if metric in CONCEPT_METRICS else "attributions"
     pieces = [piece for piece in any_age(evidence, rule, kind) if is_fresh(evidence, rule, piece)]
     pieces = newest(piece for piece in pieces if piece.n_texts >= rule.min_texts)
-    without = [piece for piece in pieces if metric not in piece.metrics]
-    unknown = [piece for piece in pieces if metric in piece.metrics and math.isnan(piece.metrics[metric].value)]
-    if not pieces or without or unknown:
-        lacking = without or unknown
-        done = "was not scored by it" if without else "could not be scored by it"
-        why = f"{lacking[0].title} {done}" if lacking else "there is no explanation that it could judge"
-        places = tuple(piece.place() for piece in lacking)
+    lacking = [(piece, why) for piece in pieces if (why := _lacks(rule, piece, metric))]
+    if not pieces or lacking:
+        why = f"{lacking[0][0].title} {lacking[0][1]}" if lacking else "there is no explanation that it could judge"
+        places = tuple(piece.place() for piece, _ in lacking)
         return Outcome(Verdict.UNDECIDED, f"{metric} has no value: {why}", places, {"metric": metric})
     places = tuple(piece.place() for piece in pieces)
     return Outcome(Verdict.PASSED, f"{metric} has a value", places, {"metric": metric, "runs": len(pieces)})
+
+
+def _lacks(rule: EvidenceRule, piece: Piece, metric: str) -> str:
+    """Return what keeps a metric of a piece from being one of enough texts, or nothing."""
+    found = piece.metrics.get(metric)
+    if found is None:
+        return "was not scored by it"
+    if math.isnan(found.value):
+        return "could not be scored by it"
+    if found.n_texts is not None and found.n_texts < rule.min_texts:
+        return f"was scored by it on {found.n_texts} texts, and {rule.min_texts} are asked for"
+    return ""

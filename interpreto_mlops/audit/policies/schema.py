@@ -44,13 +44,13 @@ class SelectingRule(Rule):
         methods: of attribution or concepts, each of which must be there; by default whatever is.
         layers: of dictionaries, each of which must be there.
         data: the digest of the data set that was explained, or that a dictionary was fitted or scored on.
-        within_days: how many days ago an explanation may have ended.
+        within_days: how many days ago an explanation may have begun.
     """
 
     methods: Names | None = None
     layers: Names | None = None
     data: Digest | None = None
-    within_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    within_days: Annotated[float, Field(gt=0, le=36500)] | None = None
 
 
 class _OfMetric(SelectingRule):

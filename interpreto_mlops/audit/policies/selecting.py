@@ -29,7 +29,7 @@ def any_age(evidence: Evidence, rule: SelectingRule, kind: str | None = None) ->
         piece
         for piece in evidence.pieces
         if (kind is None or piece.kind == kind)
-        and (rule.methods is None or {piece.method, piece.label} & set(rule.methods))
+        and (rule.methods is None or piece.names & set(rule.methods))
         and (rule.layers is None or piece.layer in rule.layers)
         and (rule.data is None or rule.data in piece.data)
     ]
@@ -37,7 +37,7 @@ def any_age(evidence: Evidence, rule: SelectingRule, kind: str | None = None) ->
 
 def is_fresh(evidence: Evidence, rule: SelectingRule, piece: Piece) -> bool:
     """Return whether a piece is as young as a rule asks for."""
-    return rule.within_days is None or evidence.now - piece.ended <= timedelta(days=rule.within_days)
+    return rule.within_days is None or evidence.now - piece.began <= timedelta(days=rule.within_days)
 
 
 def newest(pieces: Iterable[Piece]) -> list[Piece]:
@@ -55,7 +55,7 @@ def missing(evidence: Evidence, rule: SelectingRule, pieces: Iterable[Piece], wh
         what: they lack, in words.
     """
     there = list(pieces)
-    named = [("method", name, {n for p in there for n in (p.method, p.label)}) for name in rule.methods or ()]
+    named = [("method", name, {n for p in there for n in p.names}) for name in rule.methods or ()]
     named += [("layer", name, {str(p.layer) for p in there}) for name in rule.layers or ()]
     return [
         Outcome(
@@ -63,6 +63,24 @@ def missing(evidence: Evidence, rule: SelectingRule, pieces: Iterable[Piece], wh
         )
         for kind, name, known in named
         if name not in known
+    ]
+
+
+def unknown(evidence: Evidence) -> list[Outcome]:
+    """Return an outcome for each run that is not as it was logged, or of which that cannot be told.
+
+    It may have held what a rule looks for, so that without it nobody can say that it was not found.
+    """
+    return [
+        Outcome(
+            Verdict.UNDECIDED,
+            f"the run {each.run_id} is no evidence, and what it found is not known: {each.why}; look at it, and delete "
+            "it where it is to be left out",
+            (f"runs:/{each.run_id}",),
+            {"run": each.run_id},
+        )
+        for each in evidence.set_aside
+        if each.broken or each.unsealed
     ]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from interpreto_mlops.attributions.comparison import paired_tests
+from interpreto_mlops.attributions.comparison import FEWEST, paired_tests
+from interpreto_mlops.attributions.metrics import SanityCheck
 from interpreto_mlops.audit.policies.evidence import Evidence, Metric, Piece
 from interpreto_mlops.audit.policies.schema import MarginRule, SelectingRule, StabilityRule, ThresholdRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, newest, nothing
@@ -15,6 +16,8 @@ from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdi
 from interpreto_mlops.tracking import schema
 
 STABILITY = "stability/stability"
+BEST_AT_0 = frozenset({schema.metric_key(SanityCheck.name)})
+"""Metrics whose value is bad on either side of 0."""
 _ROUNDING = 1e-9
 
 Judge = Callable[[Piece, Metric], Outcome]
@@ -46,9 +49,8 @@ def judge_margin(rule: MarginRule, evidence: Evidence) -> RuleVerdict:
         if rule.confidence is not None:
             gain = _lower_bound(rule.metric, piece, metric, rule.confidence)
             if math.isnan(gain):
-                return _unknown(
-                    f"{detail}, without a value for each of several texts to say how sure", piece, rule.metric
-                )
+                few = f"on {metric.n_texts or 0} texts, and {FEWEST} are needed to say how sure"
+                return _unknown(f"{detail}, {few}", piece, rule.metric)
             facts |= {"lower_bound": gain, "confidence": rule.confidence}
             detail += f", by at least {gain:.4g} with confidence {rule.confidence:g}"
         detail += f"; {rule.at_least:g} is asked for"
@@ -81,7 +83,8 @@ def judge_stability(rule: StabilityRule, evidence: Evidence) -> RuleVerdict:
 
 
 def _each(rule: SelectingRule, evidence: Evidence, name: str, judge: Judge) -> RuleVerdict:
-    pieces = [piece for piece in newest(chosen(evidence, rule)) if name in piece.metrics]
+    # An explanation that was not scored comes in no scored one's place.
+    pieces = newest(piece for piece in chosen(evidence, rule) if name in piece.metrics)
     outcomes = [_judged(piece, name, judge) for piece in pieces]
     outcomes += missing(evidence, rule, pieces, f"sealed value of {name}")
     return combine(rule, outcomes, nothing(evidence, rule, f"sealed value of {name}"))
@@ -98,6 +101,8 @@ def _judged(piece: Piece, name: str, judge: Judge) -> Outcome:
 
 def _gain(name: str, piece: Piece, metric: Metric) -> tuple[float, str]:
     """Return how much better than random a metric is, NaN where it cannot be told, and words for it."""
+    if name in BEST_AT_0:
+        return math.nan, f"{name} is best at 0, as random rankings are in their mean, and has no margin over them"
     if metric.random is None or math.isnan(metric.random):
         return math.nan, f"{name} of {piece.title} has no random baseline beside it"
     if metric.higher_is_better is None:
@@ -109,10 +114,14 @@ def _gain(name: str, piece: Piece, metric: Metric) -> tuple[float, str]:
 
 def _lower_bound(name: str, piece: Piece, metric: Metric, confidence: float) -> float:
     scores = piece.scores
-    if scores is None or metric.higher_is_better is None:
+    if scores is None or metric.higher_is_better is None or (metric.n_texts or 0) < FEWEST:
         return math.nan
     rows = scores[[schema.metric_key(str(each)) == name for each in scores["metric"]]]
-    gains = (rows["value"] - rows["random"]).to_numpy(dtype=np.float64) * (1 if metric.higher_is_better else -1)
+    # A text that is there twice says no more than once.
+    by_text = (rows["value"] - rows["random"]).groupby(rows["text"], sort=False).mean()
+    gains = by_text.to_numpy(dtype=np.float64) * (1 if metric.higher_is_better else -1)
+    if np.isfinite(gains).sum() < FEWEST:
+        return math.nan
     return lower_bound(gains, confidence)
 
 

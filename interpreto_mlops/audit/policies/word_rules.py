@@ -8,11 +8,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from interpreto_mlops.attributions.results import Attribution
+from interpreto_mlops.attributions.results import Attribution, Target
+from interpreto_mlops.audit.catalogue.texts import hidden_name
 from interpreto_mlops.audit.policies.evidence import Evidence, Piece
 from interpreto_mlops.audit.policies.schema import WordsRule
-from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing
-from interpreto_mlops.audit.policies.terms import Span, hashed_term, is_hash, occurrences, term_of, words_of
+from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
+from interpreto_mlops.audit.policies.terms import (
+    Span,
+    hashed_terms,
+    is_hash,
+    is_punctuation,
+    occurrences,
+    term_of,
+    words_of,
+)
 from interpreto_mlops.audit.policies.threshold_rules import about
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine
 from interpreto_mlops.tracking import schema
@@ -56,14 +65,18 @@ class _Found:
         tested: in how many of these texts each word stands where it could have had a score.
         with_any: in how many of them one of the words does.
         unreadable: how many are hidden behind hashes of less than words.
+        hashed: how many are hidden behind hashes of words.
         hits: for each class and each of its texts with one.
+        shown: what each class is called in the report.
     """
 
     judged: Counter[str] = field(default_factory=Counter)
     tested: Counter[str] = field(default_factory=Counter)
     with_any: int = 0
     unreadable: int = 0
+    hashed: int = 0
     hits: dict[str, dict[int, list[Hit]]] = field(default_factory=lambda: defaultdict(dict))
+    shown: dict[str, str] = field(default_factory=dict)
 
 
 def judge_words(rule: WordsRule, evidence: Evidence) -> RuleVerdict:
@@ -76,27 +89,37 @@ def judge_words(rule: WordsRule, evidence: Evidence) -> RuleVerdict:
     usable = [piece for piece in pieces if piece.parameters.get("granularity") in _GRAINS]
     outcomes = [_judged(rule, evidence, piece) for piece in usable]
     outcomes += missing(evidence, rule, usable, _WHAT)
+    # Where there is nothing else, that is said.
+    outcomes += unknown(evidence) if outcomes else []
     return combine(rule, outcomes, nothing(evidence, rule, _WHAT))
 
 
 def _judged(rule: WordsRule, evidence: Evidence, piece: Piece) -> Outcome:
     found = _look(rule, evidence, piece)
     places = tuple(piece.place(path) for path in schema.ATTRIBUTIONS_FILES)
-    facts = {**about(piece), "texts_of_class": dict(found.judged), "texts_with_word": dict(found.tested)}
+    judged = {found.shown[name]: count for name, count in found.judged.items()}
+    facts = {**about(piece), "texts_of_class": judged, "texts_with_word": dict(found.tested)}
     hits = [hit for texts in found.hits.values() for own in texts.values() for hit in own]
     facts |= {"hits": [hit.to_dict() for hit in hits[:_KEPT]], "n_hits": len(hits)}
     for name, texts in found.hits.items():
         share = len(texts) / found.judged[name]
         if share > rule.allowed_share:
-            return Outcome(Verdict.FAILED, _said(rule, piece, name, texts, found.judged[name]), places, facts)
+            return Outcome(
+                Verdict.FAILED, _said(rule, piece, found.shown[name], texts, found.judged[name]), places, facts
+            )
     if found.unreadable:
         why = (
             f"{found.unreadable} texts of {piece.title} are hidden, and what was explained of them are not whole words"
         )
         return Outcome(Verdict.UNDECIDED, why, places, facts)
+    if found.hashed and (unsure := [word for word in rule.words if not word.isascii()]):
+        why = (
+            f"{found.hashed} texts of {piece.title} are hidden, and {unsure[0]!r} can be written in several ways, which"
+        )
+        return Outcome(Verdict.UNDECIDED, f"{why} have hashes of their own", places, facts)
     unjudged = [name for name in rule.classes or () if not found.judged[name]]
     if unjudged or not found.judged:
-        known = ", ".join(map(repr, sorted(found.judged)[:_TOLD])) or "none"
+        known = ", ".join(map(repr, sorted(judged)[:_TOLD])) or "none"
         which = f"the class {unjudged[0]!r}" if unjudged else "any class"
         why = f"{piece.title} explains no text of {which}; it explains {known}"
         return Outcome(Verdict.UNDECIDED, why, places, facts)
@@ -139,32 +162,45 @@ def _look(rule: WordsRule, evidence: Evidence, piece: Piece) -> _Found:
         if is_hash(item.text) and not whole:
             found.unreadable += 1
             continue
+        found.hashed += is_hash(item.text)
         spans = dict(_spans(item, rule.words))
         found.tested.update(spans.keys())
         found.with_any += bool(spans)
         found.judged.update({names[row] for row in rows})
+        found.shown |= {names[row]: _shown(item.targets[row], evidence) for row in rows}
         for row in rows:
-            if hits := list(_hits(rule, item, row, spans)):
+            if hits := list(_hits(rule, item, row, spans, found.shown[names[row]])):
                 # Sets that were joined may have an index twice; the place is unique.
                 found.hits[names[row]].setdefault(place, []).extend(hits)
     return found
+
+
+def _shown(target: Target, evidence: Evidence) -> str:
+    """Return what a target is called: what is at a place of the text, or was written, is text."""
+    is_text = bool(target.positions or target.ids) and not is_hash(target.name)
+    return hidden_name(target.name) if is_text and evidence.hides_texts else target.name
 
 
 def _spans(item: Attribution, terms: Sequence[str]) -> Iterator[tuple[str, list[Span]]]:
     """Yield the words that stand where an element has a score, and where each does."""
     hidden = is_hash(item.text)
     # Of a hidden text only the hashes of its elements are known.
-    words = list(zip(item.elements, _places(item), strict=True)) if hidden else words_of(item.text)
+    words = _hashed_words(item) if hidden else words_of(item.text)
     valid = np.asarray(item.valid.any(axis=0)).tolist()
     scored = [place for place, one in zip(_places(item), valid, strict=True) if one]
     for word in terms:
-        term = hashed_term(word) if hidden else term_of(word)
-        places = [place for place in occurrences(words, term) if any(_overlap(place, span) for span in scored)]
+        forms = hashed_terms(word) if hidden else [term_of(word)]
+        found = (place for term in forms for place in occurrences(words, term))
+        places = [place for place in found if any(_overlap(place, span) for span in scored)]
         if places:
             yield word, places
 
 
-def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list[Span]]) -> Iterator[Hit]:
+def _hashed_words(item: Attribution) -> list[tuple[str, Span]]:
+    return [each for each in zip(item.elements, _places(item), strict=True) if not is_punctuation(each[0])]
+
+
+def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list[Span]], shown: str) -> Iterator[Hit]:
     for rank, element in enumerate(item.ranking(row)[: rule.top].tolist(), 1):
         score = float(item.scores[row, element])
         if score <= 0:
@@ -172,7 +208,7 @@ def _hits(rule: WordsRule, item: Attribution, row: int, spans: Mapping[str, list
         own = (int(item.spans[element, 0]), int(item.spans[element, 1]))
         for word, places in spans.items():
             if any(_overlap(place, own) for place in places):
-                yield Hit(word, item.index, item.targets[row].name, rank, score)
+                yield Hit(word, item.index, shown, rank, score)
 
 
 def _places(item: Attribution) -> list[Span]:
