@@ -9,6 +9,7 @@ from typing import Any
 
 from interpreto_mlops.audit.catalogue.texts import storable
 from interpreto_mlops.audit.policies.verdicts import RuleVerdict, Verdict, worst
+from interpreto_mlops.text.terminal import one_line
 
 _CODES = {Verdict.PASSED: 0, Verdict.FAILED: 1, Verdict.UNDECIDED: 2}
 
@@ -93,24 +94,29 @@ class AuditReport:
     def lines(self) -> Iterator[str]:
         """Yield the report as lines of text that a terminal can be shown."""
         for rule in self.rules:
-            yield _line(f"{rule.verdict.value}: {rule.title}: {rule.detail}")
-        for aside in self.set_aside:
-            yield _line(f"no evidence: run {aside['run']}: {aside['why']}")
+            yield one_line(f"{rule.verdict.value}: {rule.title}: {rule.detail}")
+        for why, runs in self._set_aside_for().items():
+            more = f" and {len(runs) - 1} more" if len(runs) > 1 else ""
+            yield one_line(f"no evidence: run {runs[0]}{more}: {why}")
         for note in self.notes:
-            yield _line(f"note: {note}")
+            yield one_line(f"note: {note}")
         counts = ", ".join(f"{n} {verdict.value}" for verdict in Verdict if (n := self.count(verdict)))
-        yield _line(f"{self.pinned}: {self.verdict.value} ({counts}) by the policy {self.policy!r}, run {self.run_id}")
+        yield one_line(
+            f"{self.pinned}: {self.verdict.value} ({counts}) by the policy {self.policy!r}, run {self.run_id}"
+        )
         if self.promotion is not None:
-            yield _line(self.promotion.detail)
+            yield one_line(self.promotion.detail)
+
+    def _set_aside_for(self) -> dict[str, list[str]]:
+        """Return the runs that are no evidence, by the reason."""
+        found: dict[str, list[str]] = {}
+        for aside in self.set_aside:
+            found.setdefault(aside["why"], []).append(aside["run"])
+        return found
 
     def count(self, verdict: Verdict) -> int:
         """Return how many rules have a verdict."""
         return sum(rule.verdict is verdict for rule in self.rules)
-
-
-def _line(text: str) -> str:
-    # Names come from whoever may write to the store: they stay on their line and control no terminal.
-    return "".join(char if char.isprintable() else " " for char in text)
 
 
 def _plain(value: Any) -> Any:

@@ -14,12 +14,14 @@ from mlflow.exceptions import MlflowException
 from interpreto_mlops.audit.audit_report import AuditReport, Promotion
 from interpreto_mlops.audit.catalogue import Catalogue
 from interpreto_mlops.audit.catalogue.log import Action
+from interpreto_mlops.audit.cataloguing import SWITCH_ON, has_catalogue
 from interpreto_mlops.audit.policies.evidence import Evidence, gather
 from interpreto_mlops.audit.policies.judging import judge
 from interpreto_mlops.audit.policies.reading import load_policy
 from interpreto_mlops.audit.policies.schema import Policy
 from interpreto_mlops.audit.policies.verdicts import Verdict
 from interpreto_mlops.errors import CatalogueError, InputError, IntegrityError, InterpretoError, TrackingError
+from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import redact
 from interpreto_mlops.tracking.links import run_url
@@ -57,18 +59,19 @@ def audit(
         policy: or the path of one.
         against: the version that rules of the kind `champion` compare with; pinned at the start, too.
         promote: the alias of the same registered model that is to name the version on a pass, and only then.
-        catalogue: whose log tells of it, or its address; by default the one that `Catalogue.connect` opens for the
-            store.
+        catalogue: whose log tells of it, or its address; by default that of `INTERPRETO_CATALOGUE_URI`, else the file
+            beside a SQLite store. A server has none by itself: the report says that no log tells of the audit then.
         experiment: of the audit's run, created where it is missing; by default the store's.
         actor: who; by default the user that the operating system runs this process as.
         command: what repeats it.
 
     Raises:
-        InputError: a policy that cannot be used, something to promote that is no registered version, or a version to
-            compare with whose manifest was changed into none; nothing is written then.
+        InputError: a policy that cannot be used, something to promote that is no registered version or whose promotion
+            no log would tell of, or a version to compare with whose manifest was changed into none; nothing is written
+            then.
         ModelLoadError: there is no such version; nothing is written then.
         IntegrityError: the version's manifest was changed into none; nothing is written then.
-        CatalogueError: the catalogue fails.
+        CatalogueError: the catalogue fails, or is that of another store; nothing is written in the second case.
         TrackingError: the store fails.
     """
     given = policy if isinstance(policy, Policy) else load_policy(policy)
@@ -77,17 +80,19 @@ def audit(
     stood = None if promote is None else _alias_before(store, subject, promote)
     if experiment is not None:
         store = connect(store.tracking_uri, experiment)
-    with _opened(catalogue, store) as book:
+    with _opened(catalogue, store, promote) as book:
         tags = _tags(store, subject)
         evidence = gather(store, subject, tags)
         champion = None if rival is None else gather(store, rival, _tags(store, rival))
-        evidence.hides_texts = book.hides_texts
+        evidence.hides_texts = texts_are_hidden() if book is None else book.hides_texts
         found = [each for each in (evidence, champion) if each is not None]
         report = _judged(given, evidence, champion, promote)
         report = replace(report, run_id=_written(store, given, report, found, command))
-        _logged(book, store, report, tags, actor)
-        report = replace(report, notes=tuple(_tagged(store, subject, report)))
-        if promote is None:
+        notes = [f"no log tells of this audit; {SWITCH_ON}"] if book is None else []
+        if book is not None:
+            _logged(book, store, report, tags, actor)
+        report = replace(report, notes=(*notes, *_tagged(store, subject, report)))
+        if book is None or promote is None:
             return report
         promotion = _promoted(book, store, subject, report, promote, stood, actor)
         return replace(report, promotion=promotion)
@@ -102,12 +107,19 @@ def _rival(store: Store, against: str) -> ResolvedModel:
 
 
 @contextmanager
-def _opened(catalogue: Catalogue | str | None, store: Store) -> Iterator[Catalogue]:
+def _opened(catalogue: Catalogue | str | None, store: Store, promote: str | None) -> Iterator[Catalogue | None]:
+    """Hold the catalogue of a store, or None where it has none: an audit can be made then, and nothing be promoted."""
     if isinstance(catalogue, Catalogue):
+        catalogue.check_store(store)
         yield catalogue
-        return
-    with Catalogue.connect(catalogue, store=store) as opened:
-        yield opened
+    elif has_catalogue(store, catalogue):
+        with Catalogue.connect(catalogue, store=store) as opened:
+            opened.check_store(store)
+            yield opened
+    elif promote is None:
+        yield None
+    else:
+        raise InputError(f"a promotion is logged, and {store.shown!r} has no catalogue; {SWITCH_ON}")
 
 
 def _alias_before(store: Store, subject: ResolvedModel, alias: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -17,8 +18,9 @@ from interpreto_mlops.audit.auditing import audit
 from interpreto_mlops.audit.catalogue import Catalogue
 from interpreto_mlops.audit.policies import parse_policy
 from interpreto_mlops.cli import main
-from interpreto_mlops.errors import InputError, ModelLoadError, TrackingError
+from interpreto_mlops.errors import CatalogueError, InputError, ModelLoadError, TrackingError
 from interpreto_mlops.tracking.lineage import lineage
+from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.tracking.verification import verify_evidence
 from tests.audit.explained import Version, register
@@ -227,6 +229,32 @@ def test_a_logged_model_can_be_audited_and_has_no_tags(version, policy, small):
     report = audit(version.store, f"models:/{version.model.model_id}", policy, catalogue=small)
     assert report.verdict == "passed"
     assert "is no registered version" in report.notes[0]
+
+
+def test_a_catalogue_of_another_store_is_refused_before_anything_is_written(version, policy, small, tmp_path, migrated):
+    shutil.copy(migrated, tmp_path / "other.db")
+    other = connect(f"sqlite:///{tmp_path}/other.db", "tests")
+    with run(other, kind="report", name="theirs") as log:
+        pass
+    small.record_run(other, log.run_id)
+    version.explain(metrics={"deletion": 0.3})
+    before = runs_of(version.store)
+    with pytest.raises(CatalogueError, match="this catalogue holds"):
+        audit(version.store, version.uri, policy, promote="champion", catalogue=small)
+    assert runs_of(version.store) == before
+    assert small.entries() == []
+
+
+def test_without_a_catalogue_an_audit_says_so_and_nothing_is_promoted(version, policy):
+    version.explain(metrics={"deletion": 0.3})
+    before = runs_of(version.store)
+    with pytest.raises(InputError, match=r"a promotion is logged, and .* has no catalogue; --catalogue-uri"):
+        audit(version.store, version.uri, policy, promote="champion", catalogue="none")
+    assert runs_of(version.store) == before
+    report = audit(version.store, version.uri, policy, catalogue="none")
+    assert report.verdict == "passed"
+    assert report.notes[0].startswith("no log tells of this audit; --catalogue-uri")
+    assert len(runs_of(version.store)) == len(before) + 1
 
 
 class TestCommand:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from interpreto_mlops.audit.catalogue import log, questions, rebuilding, registry_moves, writing
-from interpreto_mlops.audit.catalogue.addresses import catalogue_url
+from interpreto_mlops.audit.catalogue.addresses import catalogue_url, store_address
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.log import Action, LogEntry, LogVerdict
 from interpreto_mlops.audit.catalogue.migrating import migrate
@@ -141,6 +141,15 @@ class Catalogue:
             CatalogueError: the database fails, or the catalogue belongs to another store.
         """
         return registry_moves.note_registration(self.database, store, name, version, actor)
+
+    def check_store(self, store: Store) -> None:
+        """Refuse a store whose evidence the catalogue does not hold.
+
+        Raises:
+            CatalogueError: it holds that of another store, or the database fails.
+        """
+        with self.database.reading() as connection:
+            writing.check_store(connection, store_address(store))
 
     def move_alias(
         self,
