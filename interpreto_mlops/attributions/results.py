@@ -53,6 +53,8 @@ class Attribution:
         boundary: the character at which the continuation, or the second text of a pair, starts; else None.
         prompt_tokens: how many of the ids belong to the prompt or source; None without a continuation.
         is_hidden: whether hashes stand for the text, the elements and what is text in the targets; see `hidden`.
+        prompt_sha256: the sha256 of the prompt of a hidden text with a continuation, else None; None, too, where an
+            earlier version hid it.
     """
 
     text: str
@@ -73,6 +75,7 @@ class Attribution:
     boundary: int | None = None
     prompt_tokens: int | None = None
     is_hidden: bool = False
+    prompt_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.elements)
@@ -101,8 +104,9 @@ class Attribution:
         """Return the same scores without the text: `sha256:…` stands for it, for each element and for what was written.
 
         An element's hash is that of the word without space around it and in folded case (`text.hiding.hidden_word`), so
-        that who knows a word finds it. Classes keep their names. Spans, and with them the lengths of words, are kept;
-        token ids, from which the text could be put together, are not.
+        that who knows a word finds it. Of a text with a continuation the hash of the prompt is kept beside that of the
+        whole, so that it is found again whatever was written after it. Classes keep their names. Spans, and with them
+        the lengths of words, are kept; token ids, from which the text could be put together, are not.
         """
         if self.is_hidden:
             return self
@@ -114,6 +118,7 @@ class Attribution:
             ids=None,
             of_token=None,
             is_hidden=True,
+            prompt_sha256=None if self.prompt_tokens is None else sha256_of(self.text[: self.boundary]),
         )
 
     def ranking(self, target: int = 0) -> npt.NDArray[np.int64]:
@@ -150,6 +155,7 @@ class Attribution:
             "boundary": self.boundary,
             "prompt_tokens": self.prompt_tokens,
             "is_hidden": self.is_hidden,
+            "prompt_sha256": self.prompt_sha256,
         }
 
 
@@ -346,6 +352,7 @@ def _restore(entry: dict[str, Any], frame: pd.DataFrame | None) -> Attribution:
         prompt_tokens=entry["prompt_tokens"],
         # Files of earlier versions do not say.
         is_hidden=bool(entry.get("is_hidden", False)),
+        prompt_sha256=entry.get("prompt_sha256"),
     )
 
 

@@ -21,6 +21,7 @@ from interpreto_mlops.audit.policies.schema import Policy
 from interpreto_mlops.audit.policies.verdicts import Verdict
 from interpreto_mlops.errors import CatalogueError, InputError, IntegrityError, InterpretoError, TrackingError
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.addresses import redact
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.tracking.resolving import ResolvedModel, resolve
 from interpreto_mlops.tracking.runs import RunLog, run
@@ -188,7 +189,8 @@ def _write(log: RunLog, policy: Policy, report: AuditReport, links: Mapping[str,
     log.metrics({f"{schema.AUDIT}/{verdict.value}": report.count(verdict) for verdict in Verdict})
     log.text(schema.POLICY, policy.text)
     log.dict(schema.AUDIT_JSON, content)
-    log.text(schema.AUDIT_HTML, render_audit(content, links=links, policy=policy.text, command=command or ""))
+    page = render_audit(content, links=links, policy=policy.text, command=redact(command or ""))
+    log.text(schema.AUDIT_HTML, page)
     log.write_environment()
     log.summary(_summary(report))
 

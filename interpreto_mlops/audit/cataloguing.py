@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from interpreto_mlops.audit.catalogue.addresses import VARIABLE, catalogue_url
+from interpreto_mlops.audit.catalogue.addresses import VARIABLE, catalogue_url, is_off
 from interpreto_mlops.audit.catalogue.catalogue import Catalogue
 from interpreto_mlops.errors import CatalogueError, InterpretoError
 from interpreto_mlops.tracking.addresses import first_line, sqlite_file
@@ -21,7 +21,6 @@ from interpreto_mlops.tracking.store import Store
 if TYPE_CHECKING:
     from interpreto_mlops.attributions.results import AttributionSet
 
-OFF = "none"
 SWITCH_ON = f"--catalogue-uri, or {VARIABLE}, switches a catalogue on"
 
 _log = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def has_catalogue(store: Store, uri: str | None = None) -> bool:
     given = uri or os.environ.get(VARIABLE)
     if not given:
         return sqlite_file(store.tracking_uri) is not None
-    if given.strip().lower() == OFF:
+    if is_off(given):
         return False
     catalogue_url(given)
     return True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from interpreto_mlops.cli.common import CATALOGUE, JSON, TRACKING, console_of, open_store, said_plainly
+from interpreto_mlops.text.terminal import one_line
 
 if TYPE_CHECKING:
     from interpreto_mlops.audit.catalogue import Catalogue, LogEntry
@@ -100,11 +101,11 @@ def note(uri: str, tracking_uri: str | None, catalogue_uri: str | None) -> None:
         name, _, version = uri.removeprefix("models:/").partition("/")
         if not uri.startswith("models:/") or not name or not version.isdecimal():
             raise InputError(f"a registered version is models:/name/3, not {uri!r}")
-        store = open_store(tracking_uri)
+        store, subject = open_store(tracking_uri), f"models:/{name}/{int(version)}"
         with _catalogue(catalogue_uri, store) as book:
-            if any(entry.action == "register" and entry.object == uri for entry in book.entries()):
-                raise InputError(f"the log tells of the registration of {uri!r} already")
-            click.echo(_log_line(book.note_registration(store, name, version)))
+            if any(entry.action == "register" and entry.object == subject for entry in book.entries()):
+                raise InputError(f"the log tells of the registration of {subject!r} already")
+            click.echo(_log_line(book.note_registration(store, name, int(version))))
 
 
 def _kept_hashes(given: tuple[str, ...]) -> dict[int, str]:
@@ -123,7 +124,7 @@ def _kept_hashes(given: tuple[str, ...]) -> dict[int, str]:
 
 def _log_line(entry: LogEntry) -> str:
     change = " -> ".join(json.dumps(value, ensure_ascii=False) for value in (entry.before, entry.after))
-    return f"{entry.sequence} {entry.at} {entry.actor} {entry.action} {entry.object}: {change}"
+    return one_line(f"{entry.sequence} {entry.at} {entry.actor} {entry.action} {entry.object}: {change}")
 
 
 @click.command()

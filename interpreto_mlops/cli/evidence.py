@@ -8,6 +8,7 @@ import sys
 import click
 
 from interpreto_mlops.cli.common import JSON, TRACKING, console_of, open_store, said_plainly
+from interpreto_mlops.text.terminal import one_line
 
 
 @click.command()
@@ -47,6 +48,6 @@ def verify(uri: str, tracking_uri: str | None, as_json: bool) -> None:
             click.echo(json.dumps(found.to_dict(), indent=1, ensure_ascii=False))
         else:
             for finding in found.findings:
-                click.echo(f"{finding.verdict}: {finding.subject}: {finding.detail}")
+                click.echo(one_line(f"{finding.verdict}: {finding.subject}: {finding.detail}"))
             click.echo(f"{found.pinned} is {found.verdict}: {found.n_files} files compared")
         sys.exit({"intact": 0, "broken": 1, "undecided": 2}[found.verdict])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mlflow.entities import Metric, Param, RunTag
 
+from interpreto_mlops.errors import TrackingError
 from interpreto_mlops.tracking.store import Store
 
 
@@ -52,7 +53,7 @@ class Batch:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Gather what is added inside, also by other threads; what an error has stopped is not sent."""
+        """Gather what is added inside, also by other threads, and send it at the end, after an error, too."""
         with self._lock:
             self._depth += 1
         try:
@@ -60,7 +61,10 @@ class Batch:
         except BaseException:
             with self._lock:
                 self._depth -= 1
-                self._clear()
+                if not self._depth:
+                    # What was logged before the error is known of the run; the error is what the user must see.
+                    with suppress(TrackingError):
+                        self.send("log tags, parameters and metrics")
             raise
         with self._lock:
             self._depth -= 1

@@ -10,6 +10,7 @@ from typing import Any
 from mlflow.entities import LoggedModel, Run
 
 from interpreto_mlops.errors import ModelLoadError
+from interpreto_mlops.text.terminal import one_line
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.links import run_url, version_url
 from interpreto_mlops.tracking.reading import kinds_of, runs_that_explain
@@ -58,9 +59,7 @@ class Node:
         name = f"{self.relation}: {self.kind} {self.title}" if self.relation else f"{self.kind} {self.title}"
         facts = ", ".join(f"{key} {value}" for key, value in self.facts.items())
         uri = "" if self.uri is None or self.uri == self.title else f" <{self.uri}>"
-        line = f"{name}{uri}" + (f" ({facts})" if facts else "")
-        # Names come from whoever may write to the store: they stay on their line and control no terminal.
-        return "".join(char if char.isprintable() else " " for char in line)
+        return one_line(f"{name}{uri}" + (f" ({facts})" if facts else ""))
 
 
 def lineage(store: Store, uri: str) -> Node:

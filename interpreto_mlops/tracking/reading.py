@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Run
@@ -68,15 +69,24 @@ def search_runs(store: Store, condition: str) -> Iterator[Run]:
     Raises:
         TrackingError: the store fails.
     """
-    with store.guarded("search runs"):
-        experiments = [each.experiment_id for each in store.client.search_experiments()]
-        token = None
-        while True:
-            page = store.client.search_runs(experiments, condition, max_results=_PAGE, page_token=token)
-            yield from page
-            token = page.token
-            if not token:
-                return
+    experiments = [each.experiment_id for each in pages(store, store.client.search_experiments)]
+    yield from pages(store, store.client.search_runs, experiment_ids=experiments, filter_string=condition)
+
+
+def pages(store: Store, search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
+    """Yield what a search of the store's client finds, on all of its pages.
+
+    Raises:
+        TrackingError: the store fails.
+    """
+    token = None
+    while True:
+        with store.guarded("be searched"):
+            page = search(max_results=_PAGE, page_token=token, **arguments)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def kinds_of(run: Run) -> list[str]:

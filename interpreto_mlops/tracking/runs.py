@@ -84,7 +84,8 @@ class RunLog:
     def gathered(self) -> AbstractContextManager[None]:
         """Gather the tags, parameters, metrics and curves that are written inside, and send them together at its end.
 
-        An error inside stops them all. What goes to the explained model, inputs and artifacts do not wait.
+        After an error inside, what came before it is sent all the same. What goes to the explained model, inputs and
+        artifacts do not wait.
         """
         return self._batch.gathered()
 

@@ -21,6 +21,7 @@ from interpreto_mlops.models.targets import questions
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.granularity import parse_grain
+from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.attribution_evidence import write_attributions
 from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.visuals.page import arrow
@@ -165,6 +166,8 @@ def _opened(job: Job, plan: Plan, label: str) -> AbstractContextManager[RunLog]:
         suite=job.suite,
         cell=job.cell(_fixed(config)),
         tags=job.tags(),
+        # What is known before anything runs, so that a run that fails says what it was.
+        params=schema.params({"model": job.model.name, "task": job.model.task, "method": method.name}),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 from interpreto_mlops.attributions import Attributor
@@ -167,7 +167,8 @@ def _command(plan: Plan) -> str:
 
 def _short(value: Any) -> str:
     # Where texts are hidden, what is given text by text is theirs.
-    if texts_are_hidden() and isinstance(value, Sequence) and not isinstance(value, str):
-        return f"[…]  # {len(value)} entries"
+    listed = isinstance(value, Iterable) and not isinstance(value, str | Mapping) and getattr(value, "ndim", 1) != 0
+    if texts_are_hidden() and listed:
+        return f"[…]  # {len(value)} entries" if isinstance(value, Sized) else "[…]"
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from interpreto_mlops.attributions import AttributionSet, KernelShap, Occlusion
 from interpreto_mlops.errors import DataError
+from tests.visuals.hostile import attribution, continued
 
 
 def test_the_frame_has_one_row_for_each_text_target_and_element(tiny_model, texts):
@@ -69,3 +71,23 @@ def test_an_attribution_is_shown_in_one_line(tiny_model):
         "LABEL_1 rather than LABEL_2)"
     )
     assert "0 elements, occlusion of nothing" in repr(dataclasses.replace(item, elements=(), targets=()))
+
+
+def test_of_a_hidden_text_with_a_continuation_the_hash_of_the_prompt_is_kept(tmp_path):
+    items = [continued("once upon ", "a time there"), attribution("once upon ")]
+    hidden = AttributionSet(items).hidden()
+    prompt = hashlib.sha256(b"once upon ").hexdigest()
+    assert [item.prompt_sha256 for item in hidden] == [prompt, None]
+    assert [item.prompt_sha256 for item in items] == [None, None]
+    folder = hidden.save(tmp_path)
+    assert AttributionSet.load(folder) == hidden
+    assert AttributionSet.load(folder)[0].hidden().prompt_sha256 == prompt
+    header = folder / "attributions.json"
+    assert "once" not in header.read_text()
+    said = json.loads(header.read_text())
+    for text in said["texts"]:
+        del text["prompt_sha256"]
+    header.write_text(json.dumps(said))
+    old = AttributionSet.load(folder)
+    assert [item.prompt_sha256 for item in old] == [None, None]
+    assert (old[0].text_sha256, old[1]) == (hidden[0].text_sha256, hidden[1])

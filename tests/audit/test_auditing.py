@@ -320,6 +320,16 @@ def test_hostile_names_do_nothing_on_the_page_in_the_note_or_the_terminal(versio
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False).encode("utf-8"))
 
 
+def test_a_password_in_the_command_is_on_no_page_and_in_no_tag(version, policy, small, download):
+    version.explain(metrics={"deletion": 0.3})
+    command = "interpreto-mlops audit … --catalogue postgresql://me:secretpw@host/evidence"
+    report = audit(version.store, version.uri, policy, catalogue=small, command=command)
+    page = (download(version.store, report.run_id) / "report" / "audit.html").read_text()
+    assert "postgresql://***@host/evidence" in page
+    assert "secretpw" not in page
+    assert "secretpw" not in str(version.store.client.get_run(report.run_id).to_dictionary())
+
+
 def test_where_texts_are_hidden_no_label_is_told(version, tmp_path, download):
     _, labels = learn(version)
     word = labels[0].split(", ")[0]

@@ -286,3 +286,10 @@ def test_the_variable_that_hides_texts_says_yes_or_no(monkeypatch: pytest.Monkey
 
 def test_the_revision_is_the_last_of_the_migrations() -> None:
     assert head() == "0002"
+
+
+@pytest.mark.parametrize("given", ["none", " None "])
+def test_a_catalogue_that_is_switched_off_is_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERPRETO_CATALOGUE_URI", given)
+    with pytest.raises(CatalogueError, match="is switched off by"):
+        Catalogue.connect()

@@ -347,3 +347,11 @@ def test_a_writer_waits_for_another_one(tmp_path) -> None:
     assert catalogue.verify_log().entries == 1
     other.close()
     catalogue.close()
+
+
+def test_an_entry_that_was_edited_into_no_json_is_said_in_one_sentence(catalogue: Catalogue) -> None:
+    catalogue.append("audit", "models:/reviews/1", after={"status": "failed"})
+    unlocked(catalogue, run("UPDATE catalogue_log SET after = '{oops'"))
+    with pytest.raises(CatalogueError, match="entry 1 of the log was edited: 'after' is no JSON"):
+        catalogue.entries()
+    assert catalogue.verify_log().first_bad == 1

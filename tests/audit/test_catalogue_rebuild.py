@@ -14,7 +14,7 @@ from mlflow.utils.file_utils import local_file_uri_to_path
 from sqlalchemy import text
 
 from interpreto_mlops.attributions import AttributionSet
-from interpreto_mlops.audit.catalogue import Catalogue
+from interpreto_mlops.audit.catalogue import Catalogue, rebuilding
 from interpreto_mlops.audit.catalogue.addresses import store_address
 from interpreto_mlops.audit.catalogue.tables import (
     ActivationRow,
@@ -345,3 +345,22 @@ def test_a_database_that_goes_away_is_told_of(catalogue: Catalogue, evidence: Ev
     with pytest.raises(CatalogueError, match="could not be written"):
         catalogue.rebuild(evidence.store)
     assert rows(catalogue, RunRow) == []
+
+
+def test_what_is_recorded_while_a_rebuild_goes_on_stays(
+    small: Catalogue, own_evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = own_evidence.store
+    small.rebuild(store)
+    versions = rebuilding._versions
+
+    def meanwhile(searched: Store) -> Any:
+        with run(store, kind="report", name="meanwhile") as log:
+            pass
+        small.record_run(store, log.run_id)
+        return versions(searched)
+
+    monkeypatch.setattr(rebuilding, "_versions", meanwhile)
+    small.rebuild(store)
+    names = [row["name"] for row in rows(small, RunRow)]
+    assert names.count("meanwhile") == 1

@@ -19,7 +19,7 @@ from interpreto_mlops.audit.comparison.models import agreement, importance_shift
 from interpreto_mlops.cli import main
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, concept_importance, top_words
 from interpreto_mlops.concepts.interpretation import Word
-from interpreto_mlops.errors import InputError, IntegrityError
+from interpreto_mlops.errors import DataError, InputError, IntegrityError, ModelLoadError
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking import register_dictionary, run, write_dictionary
 from interpreto_mlops.tracking.store import connect
@@ -245,15 +245,89 @@ def test_without_common_texts_concepts_of_versions_are_said_to_be_unmatched(worl
 
 
 def test_a_model_that_was_changed_is_refused(world):
-    def forge(dictionary):
-        said = dictionary.provenance["model"]
-        dictionary.provenance = {**dictionary.provenance, "model": {**said, "fingerprint": "0" * 64}}
-
     *_, uri = learn(world.store, world.models[0], change=forge, importance=False, name="forged")
     before = all_runs(world.store)
     with pytest.raises(IntegrityError, match="is not the one that the dictionary was made from"):
         compare_evidence(world.store, ["models:/concepts/1", uri], texts=DATA)
     assert all_runs(world.store) == before
+
+
+def forge(dictionary):
+    said = dictionary.provenance["model"]
+    dictionary.provenance = {**dictionary.provenance, "model": {**said, "fingerprint": "0" * 64}}
+
+
+def strange(dictionary):
+    dictionary.provenance = {**dictionary.provenance, "model": {}}
+
+
+def lost(dictionary):
+    said = dictionary.provenance["model"]
+    dictionary.provenance = {**dictionary.provenance, "model": {**said, "uri": "models:/lost/9"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (strange, "pca: concepts were not matched: a pca dictionary does not say which layer of which model"),
+        (lost, "pca: concepts were not matched: there is no model 'models:/lost/9'"),
+        (forge, "CHANGED EVIDENCE: pca: concepts were not matched: the model at 'models:/reviews/1' is not the one"),
+    ],
+)
+def test_concepts_that_cannot_be_matched_leave_the_rest_of_the_comparison(world, change, words):
+    store, suites = world.store, [f"{change.__name__}-{place}" for place in range(2)]
+    for place, suite in enumerate(suites):
+        changed = {} if place else {"change": change}
+        run_id, *_ = learn(store, world.models[place], importance=False, name=suite, **changed)
+        store.client.set_tag(run_id, "interpreto.suite", suite)
+        explain(store, world.models[place], suite=suite)
+    found = compare_evidence(store, suites, match_by="activations", log=False)
+    assert len(found.pairs) == 2
+    assert found.dictionaries == ()
+    (said,) = (note for note in found.notes if "not matched" in note)
+    assert said.startswith(words)
+    with pytest.raises((InputError, IntegrityError, ModelLoadError)):
+        compare_evidence(
+            store, [f"models:/{suite}/1" for suite in suites], texts=DATA, match_by="activations", log=False
+        )
+
+
+def test_importance_that_cannot_be_read_is_one_sentence_or_a_note(world, tmp_path):
+    store, name = world.store, "broken"
+    runs = [learn(store, world.models[0], name=name) for _ in range(2)]
+    uris = [each[-1] for each in runs]
+    assert len(compare_evidence(store, uris, log=False).shifts) > 0
+    file = tmp_path / "importance.parquet"
+    pd.DataFrame({"class": ["a"], "share": [1.0]}).to_parquet(file)
+    strange = pd.DataFrame({"class": ["a"], "concept": ["first"], "share": [1.0]})
+    for broken in (b"garbage", file.read_bytes(), strange):
+        strange.to_parquet(file) if broken is strange else file.write_bytes(broken)
+        store.client.log_artifact(runs[0][0], str(file), "concepts")
+        with pytest.raises(DataError, match=rf"cannot read the artifact 'concepts/imp.* of the run '{runs[0][0]}"):
+            compare_evidence(store, uris, log=False)
+    told = CliRunner().invoke(main, ["compare", *uris, "--tracking-uri", store.tracking_uri, "--no-log"])
+    assert told.exit_code == 1
+    assert len(told.output.strip().splitlines()) == 1, told.output
+    for place, (run_id, *_) in enumerate(runs):
+        store.client.set_tag(run_id, "interpreto.suite", f"broken-{place}")
+        explain(store, world.models[0], suite=f"broken-{place}")
+    found = compare_evidence(store, ["broken-0", "broken-1"], log=False)
+    assert (len(found.dictionaries), len(found.shifts), len(found.pairs)) == (1, 0, 2)
+    (said,) = (note for note in found.notes if "importance" in note)
+    assert said.startswith("pca: the importance of concepts was not compared: cannot read the artifact 'concepts/imp")
+
+
+def test_too_few_common_texts_for_codes_leave_the_rest_of_the_comparison(world):
+    store, suites = world.store, ["few-0", "few-1"]
+    for place, suite in enumerate(suites):
+        run_id, *_ = learn(store, world.models[place], name=suite)
+        store.client.set_tag(run_id, "interpreto.suite", suite)
+        texts = (DATA.texts[1], f"a cold soup {place}")
+        explain(store, world.models[place], TextDataset(suite, texts), suite=suite)
+    found = compare_evidence(store, suites, texts=TextDataset("one word", ("good",)), log=False)
+    assert len(found.pairs) == 2
+    assert found.dictionaries == ()
+    assert any("concepts were not matched" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,10 +123,48 @@ def test_texts_go_by_place_where_the_data_are_the_same_and_else_by_what_they_say
     assert text_keys([("d", a + a), ("d", a)])[0] == "content"
 
 
+def test_places_are_no_names_where_another_text_stands_at_one_of_them():
+    every = [attribution(text) for text in ("good food", "bad", "never again", "a cold soup")]
+    first = [replace(item, index=place) for place, item in enumerate(every[:3])]
+    rest = [replace(item, index=place) for place, item in enumerate(every[2:])]
+    by, (names, others) = text_keys([("d", first), ("d", rest)])
+    assert by == "content"
+    assert set(names) & set(others) == {names[2]} == {others[0]}
+    # One text that is hidden, of three sets, is still the same text at the same place.
+    assert text_keys([("d", first), ("d", [first[1].hidden()]), ("d", first[1:])])[0] == "digest"
+    moved = [replace(first[1], index=2)]
+    assert text_keys([("d", first[:2]), ("d", first), ("d", moved)])[0] == "content"
+
+
+def test_at_one_place_a_prompt_may_have_several_continuations():
+    first, second = continued("once upon ", "a time there"), continued("once upon ", "the hill")
+    assert text_keys([("d", [first]), ("d", [second])]) == ("digest", [["0"], ["0"]])
+
+
 def test_a_text_of_which_only_the_hash_was_kept_is_the_same_text():
     shown = attribution("good food")
     _, ((a,), (b,)) = text_keys([("d", [shown]), ("e", [shown.hidden()])])
     assert a == b
+
+
+def test_of_hidden_prompts_the_hash_of_the_prompt_counts_beside_shown_ones_and_each_other():
+    first, second = continued("once upon ", "a time there"), continued("once upon ", "the hill")
+    every = [("d", [first]), ("e", [second.hidden()]), ("f", [first.hidden()])]
+    by, names = text_keys(every)
+    assert by == "content"
+    assert names[0] == names[1] == names[2]
+    # A prompt alone is the same text as a prompt with something after it.
+    assert text_keys([every[1], ("g", [attribution("once upon ")])])[1] == [names[0], names[0]]
+    assert text_keys([("d", [first]), ("d", [second.hidden()])])[0] == "digest"
+    other = continued("long ago ", "a time there").hidden()
+    assert text_keys([every[2], ("g", [other])])[1][1] != names[0]
+
+
+def test_beside_prompts_that_an_earlier_version_hid_the_whole_text_counts():
+    first, second = continued("once upon ", "a time there"), continued("once upon ", "the hill")
+    old = replace(first.hidden(), prompt_sha256=None)
+    _, ((a,), (b,), (c,), (d,)) = text_keys([("d", [old]), ("e", [first]), ("f", [second]), ("g", [first.hidden()])])
+    assert a == b == d != c
 
 
 def test_of_a_prompt_with_its_continuation_the_prompt_counts():

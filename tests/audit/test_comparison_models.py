@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pandas as pd
@@ -54,6 +54,50 @@ def test_the_overlap_is_of_the_highest_signed_scores_and_chance_gives_k_of_n():
     draws = [rank_agreement(*rng.normal(size=(2, 10)), 3) for _ in range(2000)]
     assert np.mean([each["overlap"] for each in draws]) == pytest.approx(0.3, abs=0.02)
     assert np.mean([each["spearman"] for each in draws]) == pytest.approx(0.0, abs=0.03)
+
+
+TIED = (
+    [3.0, 2.0, 1.0, 1.0, 0.0],
+    [2.0, 2.0, 2.0, 2.0, 1.0],
+    [1.0, 1.0, 0.0, 0.0, 0.0],
+    [1.0, 0.0, 0.0, 0.0, 0.0],
+    [4.0, 3.0, 2.0, 1.0, 0.0],
+)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("first", TIED)
+@pytest.mark.parametrize("second", TIED)
+def test_with_ties_the_overlap_over_all_orders_is_what_chance_is_said_to_give(first, second, k):
+    found = [rank_agreement(np.array(first), np.array(order), k) for order in permutations(second)]
+    overlap, said = ([each[name] for each in found] for name in ("overlap", "overlap_random"))
+    assert set(said) == {said[0]}
+    assert np.mean(overlap) == pytest.approx(said[0], abs=1e-12)
+    assert 0 <= min(overlap) <= max(overlap) <= 1
+    assert rank_agreement(np.array(first), np.array(first), k)["overlap"] == 1.0
+    if first != second:
+        assert said[0] == k / 5
+
+
+def test_in_a_simulation_chance_gives_k_of_n_however_scores_tie():
+    rng = np.random.default_rng(5)
+    for levels in (2, 3, 5):
+        draws = [rank_agreement(*rng.integers(0, levels, size=(2, 12)).astype(float), 3) for _ in range(2000)]
+        assert np.nanmean([each["overlap"] for each in draws]) == pytest.approx(0.25, abs=0.02)
+    places = rng.integers(10, size=(2000, 2))
+    sparse = [rank_agreement(np.eye(10)[a], np.eye(10)[b], 3) for a, b in places]
+    said = sparse[0]["overlap_random"]
+    assert np.mean([each["overlap"] for each in sparse]) == pytest.approx(said, abs=0.03)
+    # Of ten places, one in ten is the same: 3 / 10 + (1 − (1 + 9 · (2 / 9)²) / 3) / 10.
+    assert said == pytest.approx(0.3 + (1 - (1 + 4 / 9) / 3) / 10)
+
+
+def test_elements_that_tie_at_the_edge_share_the_free_places():
+    # Two of four tie for one place: half a place each.
+    found = rank_agreement(np.array([3.0, 1.0, 1.0, 0.0]), np.array([3.0, 2.0, 1.0, 0.0]), 2)
+    assert (found["overlap"], found["overlap_random"]) == (0.75, 0.5)
+    assert np.isnan(rank_agreement(np.zeros(10), np.arange(10.0), 3)["overlap"])
+    assert np.isnan(rank_agreement(np.arange(10.0), np.zeros(10), 3)["overlap_random"])
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [2.0, 2.0, 2.0]])

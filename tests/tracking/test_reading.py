@@ -9,7 +9,7 @@ import interpreto_mlops as im
 from interpreto_mlops.attributions import Occlusion, Saliency
 from interpreto_mlops.attributions.metrics import Deletion, Insertion
 from interpreto_mlops.errors import DataError
-from interpreto_mlops.tracking import load_model, log_text_model
+from interpreto_mlops.tracking import load_model, log_text_model, reading
 from interpreto_mlops.tracking.reading import fingerprint_of, kinds_of, read_explanations, runs_that_explain
 from interpreto_mlops.tracking.resolving import resolve
 
@@ -63,3 +63,12 @@ def test_what_cannot_be_read_is_said(explained, tmp_path):
     store.client.log_artifact(run_id, str(tmp_path / "attributions.json"), "attributions")
     with pytest.raises(DataError, match="format"):
         read_explanations(store, run_id)
+
+
+def test_a_run_is_found_however_many_experiments_there_are(explained, monkeypatch):
+    store, logged, _, written = explained
+    monkeypatch.setattr(reading, "_PAGE", 2)
+    for number in range(5):
+        store.client.create_experiment(f"newer {number}")
+    found = runs_that_explain(store, resolve(store, logged.uri))
+    assert {run.info.run_id for run in found} == set(written)

@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,24 @@ def test_a_run_that_fails_half_way_is_failed_and_says_why(any_store: Store) -> N
     assert found.info.end_time
     assert found.data.metrics == {"reconstruction/r2": 0.5}
     assert found.data.tags["mlflow.note.content"] == r"Failed: ValueError: no \<script\> at http://\*\*\*@h"
+
+
+def test_what_was_gathered_before_an_error_is_in_the_run(store: Store) -> None:
+    class Stopped(Exception):
+        pass
+
+    with pytest.raises(Stopped), run(store, kind="attributions", name="gathered") as log, log.gathered():
+        log.params({"method": "occlusion"})
+        with suppress(Stopped), log.gathered():
+            log.tags({"inner": "kept"})
+            raise Stopped
+        log.metrics({"faithfulness/deletion": 0.5})
+        raise Stopped
+    found = store.client.get_run(log.run_id)
+    assert found.info.status == "FAILED"
+    assert found.data.params == {"method": "occlusion"}
+    assert found.data.metrics == {"faithfulness/deletion": 0.5}
+    assert found.data.tags["inner"] == "kept"
 
 
 def test_ctrl_c_kills_the_run(store: Store) -> None:

@@ -164,6 +164,8 @@ def test_a_registration_that_the_log_does_not_tell_of_is_exit_code_one(locked, d
     again = CliRunner().invoke(main, command)
     assert again.exit_code == 1
     assert "already" in again.output
+    command[2] = f"models:/{name}/001"
+    assert f"of 'models:/{name}/1' already" in CliRunner().invoke(main, command).output
     with Catalogue.connect(store=connect(database)) as book:
         assert [entry.object for entry in book.entries()] == [f"models:/{name}/1"]
 

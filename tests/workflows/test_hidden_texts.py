@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pyarrow.parquet
 import pytest
@@ -247,16 +248,18 @@ def test_a_failed_run_does_not_quote_a_text(database, model_folder, marked_file,
     assert notes == {"Failed: ModelOutputError, whose message is not kept."}
 
 
-def test_targets_of_single_texts_are_not_in_the_command(database, tiny_model, texts, monkeypatch):
+@pytest.mark.parametrize("listed", [list, tuple, pd.Series, np.array])
+def test_targets_of_single_texts_are_not_in_the_command(database, tiny_model, texts, monkeypatch, listed):
     monkeypatch.setenv("INTERPRETO_HIDE_TEXTS", "1")
     model = tiny_model()
-    targets = [model.labels[0]] * len(texts)
+    targets = listed([model.labels[0]] * len(texts))
     found = compare_methods(
         model, texts, [Occlusion(model)], [Deletion(model)], targets=targets, tracking_uri=database, experiment="jobs"
     )
     client = MlflowClient(database)
     command = client.get_run(found.report_run_id).data.tags["interpreto.command"]
     assert "targets=[…]  # 5 entries" in command
+    assert model.labels[0] not in command
     assert found.explanations["occlusion"][0].text == texts[0]
 
 

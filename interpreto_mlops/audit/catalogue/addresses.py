@@ -14,6 +14,7 @@ from interpreto_mlops.tracking.addresses import is_database, is_http, redact, sq
 from interpreto_mlops.tracking.store import Store
 
 VARIABLE = "INTERPRETO_CATALOGUE_URI"
+OFF = "none"
 FILE = "catalogue.db"
 FOLDER = "interpreto-runs"
 
@@ -32,10 +33,17 @@ def catalogue_url(uri: str | None = None, store: Store | None = None) -> URL:
             another store, or none, it is `interpreto-runs/catalogue.db`.
 
     Raises:
-        CatalogueError: an address of another kind.
+        CatalogueError: an address of another kind, or `none`.
     """
     given = uri or os.environ.get(VARIABLE)
+    if given and is_off(given):
+        raise CatalogueError(f"the catalogue is switched off by {given!r}; give its address, {_FORMS}")
     return _parse(given) if given else URL.create("sqlite", database=str(_default(store)))
+
+
+def is_off(uri: str) -> bool:
+    """Return whether what stands for a catalogue's address says that there is to be none."""
+    return uri.strip().lower() == OFF
 
 
 def shown(url: URL) -> str:

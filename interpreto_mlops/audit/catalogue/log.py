@@ -21,7 +21,7 @@ from sqlalchemy.engine import RowMapping
 from interpreto_mlops.audit.catalogue.database import Database
 from interpreto_mlops.audit.catalogue.tables import LogHeadRow, LogRow
 from interpreto_mlops.audit.catalogue.texts import storable
-from interpreto_mlops.errors import InputError
+from interpreto_mlops.errors import CatalogueError, InputError
 from interpreto_mlops.registry import Choice
 from interpreto_mlops.tracking.addresses import redact
 
@@ -69,10 +69,18 @@ class LogEntry:
 
     @classmethod
     def of(cls, row: RowMapping) -> LogEntry:
-        """Return the entry of a row."""
+        """Return the entry of a row.
+
+        Raises:
+            CatalogueError: the row was edited so that it cannot be read.
+        """
         values = dict(row)
         for name in ("before", "after"):
-            values[name] = None if values[name] is None else json.loads(values[name])
+            try:
+                values[name] = None if values[name] is None else json.loads(values[name])
+            except ValueError:
+                message = f"entry {values['sequence']} of the log was edited: {name!r} is no JSON; verify the log"
+                raise CatalogueError(message) from None
         return cls(**values)
 
 

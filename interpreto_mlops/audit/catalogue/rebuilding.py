@@ -20,11 +20,10 @@ from interpreto_mlops.audit.catalogue.tables import DictionaryRow, RunRow, Versi
 from interpreto_mlops.audit.catalogue.texts import storable
 from interpreto_mlops.errors import CatalogueError, InputError, InterpretoError, TrackingError
 from interpreto_mlops.tracking import schema
-from interpreto_mlops.tracking.reading import kinds_of, read_explanations
+from interpreto_mlops.tracking.reading import kinds_of, pages, read_explanations
 from interpreto_mlops.tracking.resolving import model_id_of
 from interpreto_mlops.tracking.store import Store
 
-_PAGE = 200
 _CURVES = (f"{schema.CURVE}/", f"{schema.TRAIN}/")
 
 
@@ -78,9 +77,11 @@ def rebuild(database: Database, store: Store) -> Rebuilt:
     """Derive everything but the log from a store; see `Catalogue.rebuild`."""
     with database.reading() as connection:
         writing.check_store(connection, store_address(store))
+        # What others record while this goes on is none of what has gone.
+        before = _held(connection, store)
     found = Rebuilt()
     seen: dict[str, set[Any]] = {"runs": set(), "dictionaries": set(), "versions": set()}
-    experiments = [str(each.experiment_id) for each in _pages(store, store.client.search_experiments)]
+    experiments = [str(each.experiment_id) for each in pages(store, store.client.search_experiments)]
 
     def write_run(run: Run) -> None:
         seen["runs"].add(run.info.run_id)
@@ -103,7 +104,7 @@ def rebuild(database: Database, store: Store) -> Rebuilt:
     _each(_runs(store, experiments), lambda run: str(run.info.run_id), write_run, found.skipped)
     _each(_dictionaries(store, experiments), lambda model: str(model.model_id), write_dictionary, found.skipped)
     _each(_versions(store), lambda version: f"{version.name}/{version.version}", write_version, found.skipped)
-    _remove_others(database, store, seen, found)
+    _remove_others(database, store, before, seen, found)
     return found
 
 
@@ -120,33 +121,22 @@ def _each(
             skipped[name(item)] = str(error)
 
 
-def _pages(store: Store, search: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        with store.guarded("be searched"):
-            page = search(max_results=_PAGE, page_token=token, **arguments)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
 def _runs(store: Store, experiments: list[str]) -> Iterator[Run]:
     ours = f"tags.`{schema.TAG_KIND}` LIKE '%'"
-    found = _pages(store, store.client.search_runs, experiment_ids=experiments, filter_string=ours)
+    found = pages(store, store.client.search_runs, experiment_ids=experiments, filter_string=ours)
     return (run for run in found if kinds_of(run))
 
 
 def _dictionaries(store: Store, experiments: list[str]) -> Iterator[LoggedModel]:
     ours = f"model_type = '{schema.DICTIONARY_KIND}'"
     search = store.client.search_logged_models
-    for model in _pages(store, search, experiment_ids=experiments, filter_string=ours):
+    for model in pages(store, search, experiment_ids=experiments, filter_string=ours):
         if model.status == LoggedModelStatus.READY:
             yield model
 
 
 def _versions(store: Store) -> Iterator[ModelVersion]:
-    return _pages(store, store.client.search_model_versions)
+    return pages(store, store.client.search_model_versions)
 
 
 def _dictionary(store: Store, model_id: str) -> LoggedModel | None:
@@ -248,17 +238,24 @@ def _version_row(store: Store, version: ModelVersion) -> writing.Row:
     return _clean(row)
 
 
-def _remove_others(database: Database, store: Store, seen: dict[str, set[Any]], found: Rebuilt) -> None:
-    """Remove what the catalogue has of the store and the store no longer has, and count both."""
+def _held(connection: Connection, store: Store) -> dict[str, set[Any]]:
+    """Return what the catalogue has of the store."""
     here = store_address(store)
+    versions = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
+    return {
+        "runs": set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))),
+        "dictionaries": set(connection.scalars(select(DictionaryRow.model_id).where(DictionaryRow.store == here))),
+        "versions": {(name, version) for name, version in versions},
+    }
+
+
+def _remove_others(
+    database: Database, store: Store, before: dict[str, set[Any]], seen: dict[str, set[Any]], found: Rebuilt
+) -> None:
+    """Remove what the catalogue had of the store and the store no longer has, and count both."""
     with database.writing() as connection:
-        versions = connection.execute(select(VersionRow.name, VersionRow.version).where(VersionRow.store == here))
-        held: dict[str, set[Any]] = {
-            "runs": set(connection.scalars(select(RunRow.run_id).where(RunRow.store == here))),
-            "dictionaries": set(connection.scalars(select(DictionaryRow.model_id).where(DictionaryRow.store == here))),
-            "versions": {(name, version) for name, version in versions},
-        }
-        gone = {name: held[name] - seen[name] for name in held}
+        held = _held(connection, store)
+        gone = {name: (held[name] & before[name]) - seen[name] for name in held}
         for run_id in gone["runs"]:
             writing.delete_run(connection, run_id)
         for model_id in gone["dictionaries"]:

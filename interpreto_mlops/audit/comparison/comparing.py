@@ -156,7 +156,10 @@ def _check_any(
                 "model": "was not explained yet: no run holds attributions or a dictionary of it",
                 "dictionary": "cannot be read as a dictionary",
             }.get(subject.kind, "holds neither attributions nor a dictionary")
-            raise InputError(f"the {subject.kind} {subject.given!r} {what}; `interpreto-mlops attribute` makes some")
+            said = "".join(f" ({remark})" for remark in subject.remarks)
+            raise InputError(
+                f"the {subject.kind} {subject.given!r} {what}{said}; `interpreto-mlops attribute` makes some"
+            )
 
 
 def _nothing_shared(
@@ -318,6 +321,7 @@ def _notes(
         if subject.pinned in pinned:
             yield f"{pinned[subject.pinned]} and {subject.label} are the same: {subject.pinned}."
         pinned.setdefault(subject.pinned, subject.label)
+        yield from (f"{subject.label}: {remark}." for remark in subject.remarks)
     for group in methods.groups:
         yield from _other_parameters(group)
     unlike = [each.label for each in methods.groups if not each.alike]

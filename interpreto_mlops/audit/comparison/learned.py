@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import Any
 
@@ -17,7 +18,7 @@ from interpreto_mlops.audit.comparison.subjects import ConceptEvidence
 from interpreto_mlops.concepts.activations import ActivationSet
 from interpreto_mlops.concepts.base import ConceptDictionary
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
-from interpreto_mlops.errors import InputError, IntegrityError
+from interpreto_mlops.errors import InputError, IntegrityError, ModelLoadError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking.dictionary_facts import keepable
@@ -132,31 +133,58 @@ def compare_concepts(
     Arguments:
         held: fetches what is needed.
         groups: of at least two dictionaries each.
-        must: whether it is an error that texts are needed; else it is said.
+        must: whether it is an error that something cannot be compared; else it is said.
 
     Returns:
         The matched pairs, the shifts of importance where both runs hold one, and what could not be compared.
+
+    Raises:
+        InputError, ModelLoadError, IntegrityError: see `Dictionaries.match`; only where it must be.
+        DataError: importance that cannot be read; only where it must be.
+        TrackingError: the store fails.
     """
     found: list[ConceptComparison] = []
     shifts: list[pd.DataFrame] = []
-    notes: dict[str, None] = {}
+    told = _Told(must)
     for group in groups:
         for (first, a), (second, b) in combinations(group.members.items(), 2):
-            try:
+            with told(f"{group.label}: concepts were not matched"):
                 match = held.match(a, b)
-            except TextsNeededError as error:
-                if must:
-                    raise
-                notes[f"{group.label}: concepts were not matched: {error}."] = None
-                continue
-            found.append(ConceptComparison(group.label, first, second, a.uri, b.uri, match))
-            notes.update(dict.fromkeys(_importance_notes(group.label, first, a, second, b)))
-            shift = _shift(held, match, a, b)
-            if shift is not None:
-                shifts.append(shift.assign(method=group.label, first=first, second=second))
+                found.append(ConceptComparison(group.label, first, second, a.uri, b.uri, match))
+                told.notes.extend(_importance_notes(group.label, first, a, second, b))
+                with told(f"{group.label}: the importance of concepts was not compared"):
+                    shift = _shift(held, match, a, b)
+                    if shift is not None:
+                        shifts.append(shift.assign(method=group.label, first=first, second=second))
     kept = [each[list(SHIFT_FRAME_COLUMNS)] for each in shifts if len(each)]
     joined = pd.concat(kept, ignore_index=True) if kept else pd.DataFrame(columns=list(SHIFT_FRAME_COLUMNS))
-    return found, joined, list(notes)
+    return found, joined, list(dict.fromkeys([*told.alarms, *told.notes]))
+
+
+class _Told:
+    """Makes notes of errors, where what fails is one part of several.
+
+    Arguments:
+        must: whether errors stay errors.
+    """
+
+    def __init__(self, must: bool) -> None:
+        self.must = must
+        self.alarms: list[str] = []
+        self.notes: list[str] = []
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, ModelLoadError, IntegrityError) as error:
+            if self.must:
+                raise
+            said = f"{what}: {error}."
+            if isinstance(error, IntegrityError):
+                self.alarms.append(f"CHANGED EVIDENCE: {said}")
+            else:
+                self.notes.append(said)
 
 
 def _shift(

@@ -51,9 +51,10 @@ Pairing = Literal["digest", "content"]
 def text_keys(sets: Sequence[tuple[str | None, Sequence[Attribution]]]) -> tuple[Pairing, list[list[str]]]:
     """Name the texts of several sets so that the same text has the same name in all of them.
 
-    Where all sets are of data of one digest, a text is named by its place in them. Else it is named by what it says,
-    and a text that comes n times by n names, in order; of a prompt with its continuation only the prompt counts. A text
-    that is kept as `sha256:…` alone has the name of the text with that hash.
+    Where all sets are of data of one digest, and the same text stands wherever two of them have the same place, a text
+    is named by its place. Else it is named by what it says, and a text that comes n times by n names, in order; of a
+    prompt with its continuation only the prompt counts, if the prompts of all are known. A text that is kept as
+    `sha256:…` alone has the name of the text with that hash.
 
     Arguments:
         sets: the digest of the data, None where it is not known, and the explained texts.
@@ -62,19 +63,35 @@ def text_keys(sets: Sequence[tuple[str | None, Sequence[Attribution]]]) -> tuple
         How they were named, and the names of each set's texts, in its order.
     """
     digests = {digest for digest, _ in sets}
+    # By what is known of all of them: of texts that earlier versions hid, the prompt is not.
+    prompts = all(_prompt(item) is not None for _, items in sets for item in items)
+    contents = [[(prompts and _prompt(item)) or item.text_sha256 for item in items] for _, items in sets]
     places = [[str(item.index) for item in items] for _, items in sets]
-    if len(digests) == 1 and None not in digests and all(len(set(each)) == len(each) for each in places):
+    if len(digests) == 1 and None not in digests and _are_names(places, contents):
         return "digest", places
-    return "content", [_contents(items) for _, items in sets]
+    return "content", [_numbered(each) for each in contents]
 
 
-def _contents(items: Sequence[Attribution]) -> list[str]:
+def _are_names(places: Sequence[Sequence[str]], contents: Sequence[Sequence[str]]) -> bool:
+    """Return whether a place stands for one text: a part of the data may have been explained, and counted from 0."""
+    if any(len(set(each)) < len(each) for each in places):
+        return False
+    known: dict[str, str] = {}
+    pairs = (pair for own, texts in zip(places, contents, strict=True) for pair in zip(own, texts, strict=True))
+    return all(known.setdefault(place, text) == text for place, text in pairs)
+
+
+def _prompt(item: Attribution) -> str | None:
+    """Return the sha256 of what was given before a continuation, of a text without one its own, or None for unknown."""
+    if item.prompt_tokens is None:
+        return item.text_sha256
+    return item.prompt_sha256 if item.is_hidden else sha256_of(item.text[: item.boundary])
+
+
+def _numbered(contents: Sequence[str]) -> list[str]:
     seen: dict[str, int] = {}
     names = []
-    for item in items:
-        text = item.text_sha256
-        if item.prompt_tokens is not None and not item.is_hidden:
-            text = sha256_of(item.text[: item.boundary])
+    for text in contents:
         seen[text] = seen.get(text, 0) + 1
         names.append(f"{seen[text]} {text}")
     return names

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.special import gammaln
 from scipy.stats import kendalltau, rankdata
 
 from interpreto_mlops.attributions.metrics.results import Floats
@@ -72,12 +73,17 @@ def agreement(first: Mapping[str, Attribution], second: Mapping[str, Attribution
     - spearman: the correlation of the ranks, cov(r(a), r(b)) / √(var r(a) · var r(b));
     - kendall: τ-b = (C − D) / √((P − Tₐ)(P − T_b)), of P = n(n − 1)/2 pairs of elements C in the same and D in the
       opposite order, Tₐ and T_b tied;
-    - overlap: |topₖ(a) ∩ topₖ(b)| / k of the k elements with the highest signed score, ties by position; two random
-      rankings give k / n.
+    - overlap: Σᵢ wᵢ(a) wᵢ(b) / k, where wᵢ is 1 for an element among the k with the highest signed scores, and 0 for
+      others; of t elements that tie for the last s of these places, each has w = s / t, as if the places were drawn.
+      Without such a tie that is |topₖ(a) ∩ topₖ(b)| / k. The same ranking is 1, ties or not.
 
-    The first two are not defined for fewer than two elements or equal scores, the third not for n ≤ k. Of several
-    targets of a text it is the mean over those for which it is defined. Elements without a number in one of the two
-    are left out. A text with another target says nothing about the ranking, and is listed instead.
+    By chance, with the same scores on shuffled elements, the first two are 0. The overlap is k / n, and where both have
+    the same ties p (1 − Σᵢ wᵢ² / k) more, with the chance p = Πⱼ tⱼ! / n! that the ranking is the same, of groups of tⱼ
+    equal scores: nothing to speak of but where nearly all scores are equal.
+
+    None is defined where one side's scores are all equal, the first two not for fewer than two elements, the third not
+    for n ≤ k. Of several targets of a text it is the mean over those for which it is defined. Elements without a number
+    in one of the two are left out. A text with another target says nothing about the ranking, and is listed instead.
 
     Arguments:
         first, second: the explanations by the name of their text.
@@ -131,21 +137,35 @@ def rank_agreement(first: Floats, second: Floats, k: int) -> dict[str, float]:
         first, second: scores of the same elements, shape (n,).
         k: how many elements `overlap` looks at.
     """
-    n = len(first)
     ranks, others = rankdata(first), rankdata(second)
-    spearman = kendall = np.nan
-    if n > 1 and np.ptp(ranks) > 0 and np.ptp(others) > 0:
+    spearman = kendall = overlap = random = np.nan
+    if len(first) > 1 and np.ptp(ranks) > 0 and np.ptp(others) > 0:
         # The same ranking is 1, without the rounding of a quotient.
         same = bool(np.array_equal(ranks, others))
         spearman = 1.0 if same else float(np.corrcoef(ranks, others)[0, 1])
         kendall = 1.0 if same else float(kendalltau(ranks, others).statistic)
-    overlap = len(_top(first, k) & _top(second, k)) / k if n > k else np.nan
-    return {"spearman": spearman, "kendall": kendall, "overlap": overlap, "overlap_random": k / n if n > k else np.nan}
+        if len(first) > k:
+            overlap = 1.0 if same else float(_places(first, k) @ _places(second, k)) / k
+            random = _chance(ranks, others, _places(first, k), k)
+    return {"spearman": spearman, "kendall": kendall, "overlap": overlap, "overlap_random": random}
 
 
-def _top(scores: Floats, k: int) -> set[int]:
-    order: npt.NDArray[np.int64] = np.argsort(-scores, kind="stable")
-    return set(order[:k].tolist())
+def _places(scores: Floats, k: int) -> Floats:
+    """Return how much of one of the k highest places each element has, which sum to k; k < n."""
+    edge = np.sort(scores)[-k]
+    above, tied = scores > edge, scores == edge
+    shared: Floats = above + tied * ((k - above.sum()) / tied.sum())
+    return shared
+
+
+def _chance(ranks: Floats, others: Floats, places: Floats, k: int) -> float:
+    """Return the mean overlap over all orders of one side's scores."""
+    n = len(ranks)
+    if not np.array_equal(np.sort(ranks), np.sort(others)):
+        return k / n
+    ties = np.unique(ranks, return_counts=True)[1]
+    alike = np.exp(gammaln(ties + 1.0).sum() - gammaln(n + 1.0))
+    return k / n + float(alike) * (1.0 - float(places @ places) / k)
 
 
 def _mean(values: Sequence[float]) -> float:

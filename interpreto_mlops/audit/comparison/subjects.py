@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from mlflow.entities import Run
 
 from interpreto_mlops.attributions.results import AttributionSet
+from interpreto_mlops.audit.comparison.artifacts import read_artifact, read_importance
 from interpreto_mlops.concepts.metrics import METRICS as CONCEPT_METRICS
 from interpreto_mlops.errors import InputError, ModelLoadError
 from interpreto_mlops.tracking import schema
@@ -23,15 +24,14 @@ from interpreto_mlops.tracking.reading import Explanations, kinds_of, read_expla
 from interpreto_mlops.tracking.resolving import ResolvedModel, is_model_uri, quoted, resolve
 from interpreto_mlops.tracking.store import Store
 
-T = TypeVar("T")
-
 RUN, SUITE, MODEL, DICTIONARY = "run", "suite", "model", "dictionary"
 
 _RUN = re.compile(r"^runs:/(?P<run>[0-9a-f]{32})/?$")
 _TOKEN_ID = re.compile(r":\d+$")
 _EXPLAINED = "explained"
+_EVIDENCE = ("attributions", "concepts")
 _CONTEXT = "mlflow.data.context"
-_FAILED = ("FAILED", "KILLED")
+_FINISHED = "FINISHED"
 # How exact the arithmetic is and which numbers are drawn does not make another method.
 _NOT_COMPARED = ("seed", "dtype")
 _DRAWN = (*_NOT_COMPARED, "n_random")
@@ -52,6 +52,7 @@ class Subject:
         link: its page in the UI.
         runs: the runs that hold its evidence, oldest first.
         model: the model or dictionary, where it is one.
+        remarks: what to know of its runs; sentences that go on after its label.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Subject:
     link: str
     runs: tuple[Run, ...] = field(repr=False)
     model: ResolvedModel | None = field(default=None, repr=False)
+    remarks: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -168,8 +170,8 @@ def _subject(store: Store, uri: str) -> Subject:
     if tags.get(schema.TAG_KIND) == schema.DICTIONARY_KIND:
         made = None if found.run_id is None else _run(store, found.run_id)
         return Subject(short, uri, found.uri, DICTIONARY, link, () if made is None else (made,), found)
-    runs = [run for run in runs_that_explain(store, found) if run.info.status not in _FAILED]
-    return Subject(short, uri, found.uri, MODEL, link, tuple(runs), found)
+    runs, remarks = _finished(runs_that_explain(store, found, _EVIDENCE))
+    return Subject(short, uri, found.uri, MODEL, link, runs, found, remarks)
 
 
 def _of_run(store: Store, uri: str, run_id: str) -> Subject:
@@ -177,23 +179,35 @@ def _of_run(store: Store, uri: str, run_id: str) -> Subject:
     if run is None:
         raise ModelLoadError(f"there is no run {run_id!r} at {store.shown!r}; `mlflow runs list` shows those there are")
     label = f"{run.info.run_name} {run_id[:_SHORT]}"
-    return Subject(label, uri, f"runs:/{run_id}", RUN, _run_link(store, run), (run,))
+    said = f"the run is {run.info.status}, not {_FINISHED}, and may hold only a part of its evidence"
+    remarks = () if run.info.status == _FINISHED else (said,)
+    return Subject(label, uri, f"runs:/{run_id}", RUN, _run_link(store, run), (run,), remarks=remarks)
 
 
 def _of_suite(store: Store, uri: str, suite: str) -> Subject:
-    runs: list[Run] = []
+    held: list[Run] = []
     # What MLflow's search cannot quote is no suite of ours.
     if suite and not ("'" in suite and '"' in suite):
-        found = search_runs(store, f"tags.`{schema.TAG_SUITE}` = {quoted(suite)}")
-        runs = [run for run in found if run.info.status not in _FAILED]
-    if not runs:
+        held = sorted(search_runs(store, f"tags.`{schema.TAG_SUITE}` = {quoted(suite)}"), key=_age)
+    if not held:
         raise InputError(
             f"there is no suite {suite!r} at {store.shown!r}; give runs:/<run id>, the value of a run's tag "
             f"{schema.TAG_SUITE!r}, or a model such as models:/name/3"
         )
-    runs.sort(key=_age)
-    link = experiment_url(store, str(runs[0].info.experiment_id))
-    return Subject(suite, uri, f"suite:{suite}", SUITE, link, tuple(runs))
+    runs, remarks = _finished(held)
+    link = experiment_url(store, str(held[0].info.experiment_id))
+    return Subject(suite, uri, f"suite:{suite}", SUITE, link, runs, remarks=remarks)
+
+
+def _finished(runs: Iterable[Run]) -> tuple[tuple[Run, ...], tuple[str, ...]]:
+    """Return the runs that are complete, and say what was left out; who was killed stays RUNNING for ever."""
+    every = list(runs)
+    others = Counter(str(run.info.status) for run in every if run.info.status != _FINISHED)
+    kept = tuple(run for run in every if run.info.status == _FINISHED)
+    if not others:
+        return kept, ()
+    said = ", ".join(f"{count} {status}" for status, count in sorted(others.items()))
+    return kept, (f"runs that are not finished were left out ({said}); name one as runs:/<run id> to compare it",)
 
 
 def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
@@ -224,7 +238,12 @@ def _tags(store: Store, found: ResolvedModel) -> Mapping[str, str]:
 def _model_link(store: Store, found: ResolvedModel) -> str:
     if found.version is not None:
         return version_url(store, found.name, found.version)
-    return "" if found.model_id is None else logged_model_url(store, found.model_id)
+    if (model_id := found.model_id) is None:
+        return ""
+    logged = store.if_there("read a logged model", lambda: store.client.get_logged_model(model_id))
+    if logged is None:
+        return ""
+    return logged_model_url(replace(store, experiment_id=str(logged.experiment_id)), model_id)
 
 
 def _run_link(store: Store, run: Run) -> str:
@@ -251,8 +270,10 @@ def attributions_of(store: Store, subject: Subject) -> list[AttributionEvidence]
         # A run without its method among the parameters holds several, or belongs to somebody else.
         if same in seen and "method" in run.data.params:
             continue
-        seen.add(same)
-        found += _attributions(store, subject, run)
+        held = list(_attributions(store, subject, run))
+        if held:
+            seen.add(same)
+        found += held
     return found
 
 
@@ -281,13 +302,17 @@ def _metric_settings(store: Store, run_id: str, read: Explanations, *, alone: bo
     places = [schema.artifact_of_part(schema.ATTRIBUTIONS_METRICS, read.label)]
     places = [schema.ATTRIBUTIONS_METRICS, *places] if alone or read.label == read.explanations.method else places
     for place in places:
-        found = _artifact(store, run_id, place, lambda file: json.loads(file.read_text(encoding="utf-8")))
+        found = read_artifact(store, run_id, place, _settings_of_metrics)
         if found is not None:
-            return {
-                name: {key: schema.param_text(value) for key, value in said["parameters"].items() if key not in _DRAWN}
-                for name, said in found.items()
-            }
+            return found
     return {}
+
+
+def _settings_of_metrics(file: Path) -> dict[str, dict[str, str]]:
+    return {
+        name: {key: schema.param_text(value) for key, value in said["parameters"].items() if key not in _DRAWN}
+        for name, said in json.loads(file.read_text(encoding="utf-8")).items()
+    }
 
 
 def settings_of(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -355,7 +380,7 @@ def _concepts(
         {name: value for name, value in metrics.items() if name.split("/")[0] in _CONCEPT_GROUPS},
         None if run is None else run.data.params.get(schema.IMPORTANCE_PARAM),
         None if run is None else (_data_of(run, "evaluated")[1] or _data_of(run, "fitted")[1]),
-        lambda: None if run is None else _read_importance(store, run),
+        lambda: None if run is None else read_importance(store, str(run.info.run_id)),
     )
 
 
@@ -365,17 +390,3 @@ def _dictionary_settings(params: Mapping[str, str]) -> dict[str, str]:
         for name, value in params.items()
         if (name in _DICTIONARY_PARAMS or name.startswith(schema.METHOD_PARAM)) and name != schema.IMPORTANCE_PARAM
     }
-
-
-def _read_importance(store: Store, run: Run) -> pd.DataFrame | None:
-    return _artifact(store, str(run.info.run_id), schema.CONCEPTS_IMPORTANCE, pd.read_parquet)
-
-
-def _artifact(store: Store, run_id: str, path: str, read: Callable[[Path], T]) -> T | None:
-    """Return what is read from an artifact of a run, or None where there is none."""
-    folder = path.rpartition("/")[0]
-    with store.guarded(f"read the artifact {path!r} of the run {run_id!r}"):
-        if path not in {each.path for each in store.client.list_artifacts(run_id, folder)}:
-            return None
-        with tempfile.TemporaryDirectory(prefix="interpreto-") as scratch:
-            return read(Path(store.client.download_artifacts(run_id, path, scratch)))

@@ -9,6 +9,7 @@ from typing import Any
 from interpreto_mlops.audit.comparison.results import EvidenceComparison
 from interpreto_mlops.audit.comparison.subjects import Subject
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.addresses import redact
 from interpreto_mlops.tracking.data import DataReference
 from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.store import Store
@@ -43,7 +44,8 @@ def write_comparison(
         for subject in subjects:
             if subject.model is not None and subject.model.model_id is not None:
                 log.input_model(subject.model.model_id)
-        log.text(schema.REPORT_COMPARE_HTML, evidence_html.render_page(content, title_of(subjects), command or ""))
+        page = evidence_html.render_page(content, title_of(subjects), redact(command or ""))
+        log.text(schema.REPORT_COMPARE_HTML, page)
         log.dict(schema.REPORT_COMPARE_JSON, content)
         log.summary(_summary(content, subjects))
         log.write_environment()
