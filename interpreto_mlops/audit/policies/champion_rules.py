@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from interpreto_mlops.attributions.comparison import paired_tests
-from interpreto_mlops.audit.policies.evidence import Evidence, Piece
+from interpreto_mlops.audit.policies.evidence import Evidence
+from interpreto_mlops.audit.policies.pieces import Piece
 from interpreto_mlops.audit.policies.schema import ChampionRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, newest, nothing
 from interpreto_mlops.audit.policies.threshold_rules import BEST_AT_0, about, lower_bound, reaches

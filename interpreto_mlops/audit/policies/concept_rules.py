@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from interpreto_mlops.audit.catalogue.texts import hidden_label
-from interpreto_mlops.audit.policies.evidence import Evidence, Piece
+from interpreto_mlops.audit.policies.evidence import Evidence
+from interpreto_mlops.audit.policies.pieces import Piece
 from interpreto_mlops.audit.policies.schema import ConceptsRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
 from interpreto_mlops.audit.policies.terms import is_hash, occurrences, term_of, words_of

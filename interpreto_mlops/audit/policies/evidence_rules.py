@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from itertools import product
 
-from interpreto_mlops.audit.policies.evidence import Evidence, Piece
+from interpreto_mlops.audit.policies.evidence import Evidence
+from interpreto_mlops.audit.policies.pieces import Piece
 from interpreto_mlops.audit.policies.schema import EvidenceRule
 from interpreto_mlops.audit.policies.selecting import any_age, is_fresh, newest, nothing
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine

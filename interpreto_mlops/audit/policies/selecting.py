@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import timedelta
 
-from interpreto_mlops.audit.policies.evidence import Evidence, Piece
+from interpreto_mlops.audit.policies.evidence import Evidence
+from interpreto_mlops.audit.policies.pieces import Piece
 from interpreto_mlops.audit.policies.schema import SelectingRule
 from interpreto_mlops.audit.policies.verdicts import Outcome, Verdict
 

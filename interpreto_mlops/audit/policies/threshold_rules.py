@@ -9,7 +9,8 @@ import numpy as np
 
 from interpreto_mlops.attributions.comparison import FEWEST, paired_tests
 from interpreto_mlops.attributions.metrics import SanityCheck
-from interpreto_mlops.audit.policies.evidence import Evidence, Metric, Piece
+from interpreto_mlops.audit.policies.evidence import Evidence
+from interpreto_mlops.audit.policies.pieces import Metric, Piece
 from interpreto_mlops.audit.policies.schema import MarginRule, SelectingRule, StabilityRule, ThresholdRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, newest, nothing
 from interpreto_mlops.audit.policies.verdicts import Outcome, RuleVerdict, Verdict, combine

@@ -10,7 +10,8 @@ import numpy as np
 
 from interpreto_mlops.attributions.results import Attribution, Target
 from interpreto_mlops.audit.catalogue.texts import hidden_name
-from interpreto_mlops.audit.policies.evidence import Evidence, Piece
+from interpreto_mlops.audit.policies.evidence import Evidence
+from interpreto_mlops.audit.policies.pieces import Piece
 from interpreto_mlops.audit.policies.schema import WordsRule
 from interpreto_mlops.audit.policies.selecting import chosen, missing, nothing, unknown
 from interpreto_mlops.audit.policies.terms import (
