@@ -279,7 +279,7 @@ def test_the_code_about_concepts_runs(quickstart, block, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-# A policy is no job: tests/audit/test_policy_schema.py reads it.
+# A policy is no job: tests/audit/test_auditing.py audits by it.
 JOBS = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "policy")
 
 
