@@ -14,6 +14,9 @@ STORE ?= sqlite:///interpreto-quickstart/mlflow.db
 PORT ?= 5000
 
 # Interpreters for `make lock`, one for each supported Python.
+# Two processes share the tests of the suite, each file's in one of them, in the order in which they are collected.
+SHARED ?= -n 2 --dist loadgroup --no-loadscope-reorder
+
 PYTHONS ?= python3.10 python3.11 python3.12
 
 .PHONY: help install quickstart test check format ui lock docs clean benchmark-attributions benchmark-plausibility \
@@ -39,7 +42,7 @@ quickstart: install ## train, explain, learn concepts and log it all, on real te
 	@$(BIN)/interpreto-mlops quickstart
 
 test: install ## run all tests, the quick ones first
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SHARED)
 
 check: install ## lint, types, layers of imports, documentation
 	@$(BIN)/ruff check .

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes that share the machine's cores do not each need all of them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before anything imports mlflow or transformers: tests never leave the machine.
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -162,6 +165,10 @@ def cebab_reviews(shared: Path) -> pd.DataFrame:
     return pd.DataFrame({"text": frame["description"].astype(str), "label": label}).reset_index(drop=True)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the quick tests first."""
+    """Run the quick tests first, and where several processes share the work, those of a file in one of them."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    for item in items:
+        pace = "slow" if item.get_closest_marker("slow") else "quick"
+        item.add_marker(pytest.mark.xdist_group(f"{pace} {item.path.name}"))
