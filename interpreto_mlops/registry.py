@@ -85,6 +85,24 @@ class Registry(Generic[T]):
         return len(self._items)
 
 
+class NamingRegistry(Registry[T]):
+    """A registry that tells each class the name it is registered by, as its `name`."""
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Decorate a class to make it known as `name`, and to tell it so.
+
+        Raises:
+            InputError: the name is taken.
+        """
+        remember = super().register(name)
+
+        def decorate(item: C) -> C:
+            item.name = name  # type: ignore[attr-defined]
+            return remember(item)
+
+        return decorate
+
+
 _NO_PARAMETERS = {"model", "explainer", "rationales"}
 
 

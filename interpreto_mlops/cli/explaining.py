@@ -28,6 +28,15 @@ OPTION = click.option(
     help="A method's or metric's own parameter, a value as in YAML; can be given again.",
 )
 
+CONTRAST = click.option("--contrast", help="A class, or a token, against which the target is explained.")
+GENERATE = click.option(
+    "--generate",
+    "generation",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An argument of a language model's own generation, such as max_new_tokens=20; can be given again.",
+)
+
 
 def source_options(command: Any) -> Any:
     """The options that `attribute` and `concepts` share: which model, which texts."""
@@ -112,14 +121,8 @@ def quickstart(
 @click.option("--replacement", default="auto", show_default=True, help="auto, mask, pad, unk or remove.")
 @click.option("--target", help="The class to explain, by name, or a continuation [default: what the model says].")
 @click.option("--target-column", help="The column that says for each text what --target says for all.")
-@click.option("--contrast", help="A class, or a token, against which the target is explained.")
-@click.option(
-    "--generate",
-    "generation",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An argument of a language model's own generation, such as max_new_tokens=20; can be given again.",
-)
+@CONTRAST
+@GENERATE
 @click.option(
     "--target-granularity",
     default="token",
@@ -172,14 +175,8 @@ def attribute(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...
     help="How concepts are weighed (`interpreto-mlops methods` lists the ways).",
 )
 @click.option("--target", help="What importance explains: a class, or a continuation [default: what the model says].")
-@click.option("--contrast", help="A class, or a token, against which the target is explained.")
-@click.option(
-    "--generate",
-    "generation",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="An argument of a language model's own generation, such as max_new_tokens=20; can be given again.",
-)
+@CONTRAST
+@GENERATE
 @click.option(
     "--effect-texts", type=int, default=200, show_default=True, help="Texts on which the layer is replaced; 0 for none."
 )

@@ -25,7 +25,7 @@ from interpreto_mlops.concepts.learner import Learner, State
 from interpreto_mlops.concepts.rows import DataFacts, Rows, as_rows, check_finite
 from interpreto_mlops.concepts.training import CHECKPOINT_ROWS, Listener, fit_together
 from interpreto_mlops.errors import InputError, IntegrityError, NotFittedError
-from interpreto_mlops.registry import Registry
+from interpreto_mlops.registry import NamingRegistry, Registry
 
 FORMAT = "concept-dictionary/1"
 WEIGHTS_FILE = "dictionary.safetensors"
@@ -35,25 +35,11 @@ CARD_FILE = "dictionary.json"
 _CHUNK_NUMBERS = 2**22
 _PACKAGES = ("interpreto-mlops", "overcomplete", "scikit-learn", "safetensors", "torch")
 
-C = TypeVar("C")
 Self = TypeVar("Self", bound="ConceptDictionary")
 Activations = Rows | torch.Tensor | npt.NDArray[Any]
 
 
-class _Families(Registry[type["ConceptDictionary"]]):
-    """A registry that tells each class the name it is registered by."""
-
-    def register(self, name: str) -> Callable[[C], C]:
-        remember = super().register(name)
-
-        def decorate(family: C) -> C:
-            family.name = name  # type: ignore[attr-defined]
-            return remember(family)
-
-        return decorate
-
-
-DICTIONARIES: Registry[type[ConceptDictionary]] = _Families("concept method")
+DICTIONARIES: Registry[type[ConceptDictionary]] = NamingRegistry("concept method")
 """The families of dictionaries by name; a family is one file in `concepts/dictionaries/`."""
 
 

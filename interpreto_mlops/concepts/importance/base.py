@@ -7,9 +7,9 @@ variants are generators that yield masks over a text's concepts and receive the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,29 +17,14 @@ import pandas as pd
 import torch
 
 from interpreto_mlops.models.objectives import Target
-from interpreto_mlops.registry import Registry
+from interpreto_mlops.registry import NamingRegistry, Registry
 
 Floats = npt.NDArray[np.float64]
-C = TypeVar("C")
 
 _COLUMNS = ["target", "name", "row", "start", "end", "text", "concept", "activation", "importance"]
 
 
-class _Methods(Registry[type["ImportanceMethod"]]):
-    """A registry that tells each class the name it is registered by."""
-
-    def register(self, name: str) -> Callable[[C], C]:
-        """Return a decorator that registers a class and tells it its name."""
-        remember = super().register(name)
-
-        def decorate(method: C) -> C:
-            method.name = name  # type: ignore[attr-defined]
-            return remember(method)
-
-        return decorate
-
-
-IMPORTANCE: Registry[type[ImportanceMethod]] = _Methods("concept importance method")
+IMPORTANCE: Registry[type[ImportanceMethod]] = NamingRegistry("concept importance method")
 """The methods by name; a method is one file in `concepts/importance/`."""
 
 
