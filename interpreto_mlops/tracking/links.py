@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from urllib.parse import quote
 
 from interpreto_mlops.tracking.addresses import is_http
@@ -40,13 +39,6 @@ def logged_models_url(store: Store) -> str:
 def logged_model_url(store: Store, model_id: str) -> str:
     """Return the link to a logged model."""
     return f"{ui_address(store)}/#/experiments/{quote(store.experiment_id)}/models/{quote(model_id)}{_MODE}"
-
-
-def compare_url(store: Store, run_ids: Sequence[str]) -> str:
-    """Return the link to the page that compares runs of the experiment."""
-    runs = quote("[" + ",".join(f'"{run_id}"' for run_id in run_ids) + "]")
-    experiments = quote(f'["{store.experiment_id}"]')
-    return f"{ui_address(store)}/#/compare-runs?runs={runs}&experiments={experiments}&{_MODE[1:]}"
 
 
 def version_url(store: Store, name: str, version: str | int) -> str:

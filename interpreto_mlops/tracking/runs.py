@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 import yaml
-from mlflow.entities import LoggedModelInput, LoggedModelOutput, Metric, Run, RunTag
+from mlflow.entities import LoggedModelInput, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 
@@ -257,11 +257,6 @@ class RunLog:
             self._client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
 
         return self._if_allowed("name the model as input", link)
-
-    def output_model(self, model_id: str) -> None:
-        """Log a logged model as made by this run."""
-        with self.store.guarded("log the model as output"):
-            self._client.log_outputs(self.run_id, [LoggedModelOutput(model_id, 0)])
 
     def _if_allowed(self, action: str, call: Callable[[], object]) -> bool:
         try:

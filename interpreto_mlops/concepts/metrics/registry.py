@@ -47,11 +47,6 @@ class ConceptMetric:
         object.__setattr__(self, "__name__", self.compute.__name__)
 
     @property
-    def of_several(self) -> bool:
-        """Whether it compares dictionaries."""
-        return self.needs == "dictionaries"
-
-    @property
     def description(self) -> str:
         """The first sentence of what computes it."""
         return (self.compute.__doc__ or "").split("\n")[0].rstrip(".")
