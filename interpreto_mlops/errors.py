@@ -12,6 +12,9 @@ InterpretoError
  ├─ IntegrityError (ValueError)        stored evidence that is damaged or belongs to another model
  ├─ TrackingError (ConnectionError)    an MLflow server or store that does not answer
  ├─ CatalogueError (ConnectionError)   a catalogue's database that does not answer or cannot be used
+ ├─ LanguageModelError (ConnectionError) a language model that gives no answer
+ │   ├─ TransientError                 it may answer when it is asked again
+ │   └─ RefusalError                   it will not
  └─ MissingDependencyError (ImportError) an optional package that is not there, or one that does not fit
 """
 
@@ -75,6 +78,27 @@ class TrackingError(InterpretoError, ConnectionError):
 
 class CatalogueError(InterpretoError, ConnectionError):
     """A catalogue's database that does not answer as it should, or that cannot be used."""
+
+
+class LanguageModelError(InterpretoError, ConnectionError):
+    """A language model that gives no answer."""
+
+
+class TransientError(LanguageModelError):
+    """A failure that may pass: too many requests, a server's own error, a time-out, a lost connection.
+
+    Arguments:
+        message: what happened, without keys and without the prompt.
+        retry_after: seconds that the server asks to wait, if it does.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RefusalError(LanguageModelError):
+    """A failure that asking again does not mend: a wrong key, an unknown model, a prompt that is too long."""
 
 
 class MissingDependencyError(InterpretoError, ImportError):

@@ -15,7 +15,7 @@ from interpreto_mlops.concepts.importance import (
     concept_importance,
     local_importance,
 )
-from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Word, top_words
+from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
 from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
     METRICS,
@@ -69,6 +69,7 @@ __all__ = [
     "ConceptMetric",
     "Context",
     "InterventionEffect",
+    "Label",
     "LocalImportance",
     "ModelWithSplitPoints",
     "Word",

@@ -58,6 +58,7 @@ def labels_table(descriptions: Sequence[ConceptDescription]) -> pd.DataFrame:
             {
                 "concept": description.concept,
                 "label": description.label,
+                "origin": description.origin,
                 "words": ", ".join(f"{word.word} {word.activation:.3f}" for word in description.words),
                 "density": description.density,
                 "max_activation": description.max_activation,

@@ -22,14 +22,12 @@ from requests.exceptions import RequestException
 
 from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.concepts.base import CARD_FILE
-from interpreto_mlops.concepts.interpretation import ConceptDescription, Context
+from interpreto_mlops.concepts.interpretation import FROM_WORDS, ConceptDescription, Context
 from interpreto_mlops.errors import DataError
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.addresses import first_line
 from interpreto_mlops.tracking.dictionary_flavor import FLAVOR_NAME
 from interpreto_mlops.tracking.store import Store
-
-FROM_WORDS = "words"
 
 _TEXT_FACTS = ("method", "layer", "base_model", "base_model_id", "base_model_sha256", "data_digest")
 _NUMBER_FACTS = ("n_concepts", "width")
@@ -140,7 +138,7 @@ def _described(description: ConceptDescription) -> Concept:
     return Concept(
         _whole(description.concept, "concept"),
         _text(description.label, "label"),
-        FROM_WORDS,
+        _text(description.origin, "origin"),
         _finite(description.density, "density"),
         _finite(description.max_activation, "max_activation"),
         tuple(_context(each) for each in description.contexts),
