@@ -4,8 +4,9 @@
     python benchmarks/harvest.py --memory   # the peak memory of two million rows
 
 The model is a BERT of 6 layers and width 384 with random weights, split after three of them; texts have the lengths of
-real ones (median 29 tokens, one in twenty over 85, the longest of hundreds over 200). The floor is the bare forward to that block over length-sorted batches
-of the same token budget. All are timed in turn in one process, in CPU seconds of one thread, and the least of the
+real ones (median 28 tokens, one in twenty over 85, the longest of hundreds over 200). The floor is the bare forward to
+that block over length-sorted batches of the same token budget. The padded forward is the whole model's over batches of
+32 in the order of the texts. All are timed in turn in one process, in CPU seconds of one thread, and the least of the
 repeats counts.
 """
 
