@@ -18,6 +18,8 @@ from interpreto_mlops.concepts.importance import (
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
 from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore
 from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
+from interpreto_mlops.concepts.interpretation.token_change import TokenChange, TokenEffects
+from interpreto_mlops.concepts.interpretation.vocab_proj import VocabProj, VocabProjection
 from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
     METRICS,
@@ -79,8 +81,12 @@ __all__ = [
     "Label",
     "LocalImportance",
     "ModelWithSplitPoints",
+    "TokenChange",
+    "TokenEffects",
     "TokenScore",
     "TopKInputs",
+    "VocabProj",
+    "VocabProjection",
     "Word",
     "ablate",
     "check_belongs",
