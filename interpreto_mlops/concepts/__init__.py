@@ -16,9 +16,10 @@ from interpreto_mlops.concepts.importance import (
     local_importance,
 )
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
+from interpreto_mlops.concepts.interpretation.aligned_labels import AlignedLabels, Alignment, align
 from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore
-from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
 from interpreto_mlops.concepts.interpretation.token_change import TokenChange, TokenEffects
+from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
 from interpreto_mlops.concepts.interpretation.vocab_proj import VocabProj, VocabProjection
 from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
@@ -69,6 +70,8 @@ __all__ = [
     "METRICS",
     "ActivationDensity",
     "ActivationSet",
+    "AlignedLabels",
+    "Alignment",
     "ConceptDescription",
     "ConceptDictionary",
     "ConceptImportance",
@@ -89,6 +92,7 @@ __all__ = [
     "VocabProjection",
     "Word",
     "ablate",
+    "align",
     "check_belongs",
     "concept_importance",
     "evaluate",

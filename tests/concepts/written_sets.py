@@ -19,6 +19,7 @@ Row = tuple[int, int, int, list[float]]
 
 def written_set(folder: Path, texts: Sequence[str], rows: Sequence[Row], granularity: str = "token") -> ActivationSet:
     """Write an activation set into a folder."""
+    folder.mkdir(exist_ok=True)
     writer = ActivationWriter(folder / "set", "layer", granularity, len(rows[0][3]), "float32")
     columns = {
         "text_ids": np.asarray([row[0] for row in rows], dtype=np.int32),

@@ -55,9 +55,9 @@ class VocabProj(Interpretation[tuple[VocabProjection, ...]]):
     """Read each concept's direction as if it were what the last layer puts out.
 
     Of a language model: the logits that follow when the direction stands in place of the last block's output, that is
-    unembed(final norm(direction)), with what else the model does to its logits. Where the dictionary's layer comes after
-    the last block, the direction stands there instead. Of a classifier: what one unit of the code adds to each class's
-    logit, which is said only where the dictionary's layer is what the linear head reads.
+    unembed(final norm(direction)), with what else the model does to its logits. Where the dictionary's layer comes
+    after the last block, the direction stands there instead. Of a classifier: what one unit of the code adds to each
+    class's logit, which is said only where the dictionary's layer is what the linear head reads.
 
     Arguments:
         k: the most tokens or classes at each end.
@@ -148,7 +148,7 @@ def _head_of(split: Splitter, path: str) -> torch.nn.Linear:
     """Return the linear head of a classifier, if the split point is what it reads."""
     head = find_head(split.model)
     feeds = path == head.name
-    if not feeds and split.widths[path] == head.module.weight.shape[-1]:
+    if not feeds and isinstance(head.module, torch.nn.Linear) and split.widths[path] == head.module.in_features:
         captured = Splitter(split.model, [HEAD, path]).capture(probe_inputs(split.model, *_PROBE))
         feeds = captured[path].shape == captured[head.name].shape and torch.equal(captured[path], captured[head.name])
     if not feeds or not isinstance(head.module, torch.nn.Linear):
