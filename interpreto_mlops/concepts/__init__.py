@@ -18,6 +18,7 @@ from interpreto_mlops.concepts.importance import (
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
 from interpreto_mlops.concepts.interpretation.aligned_labels import AlignedLabels, Alignment, align
 from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore
+from interpreto_mlops.concepts.interpretation.llm_labels import LabelAttempt, LabelledConcepts, LLMLabels
 from interpreto_mlops.concepts.interpretation.token_change import TokenChange, TokenEffects
 from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
 from interpreto_mlops.concepts.interpretation.vocab_proj import VocabProj, VocabProjection
@@ -81,7 +82,10 @@ __all__ = [
     "Example",
     "Interpretation",
     "InterventionEffect",
+    "LLMLabels",
     "Label",
+    "LabelAttempt",
+    "LabelledConcepts",
     "LocalImportance",
     "ModelWithSplitPoints",
     "TokenChange",

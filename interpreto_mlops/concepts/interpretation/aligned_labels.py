@@ -187,9 +187,10 @@ class AlignedLabels(Interpretation[Alignment]):
 
     def _assigned(self, train: Floats, concepts: Sequence[int], names: Sequence[str]) -> dict[int, str]:
         if self.assignment == "hungarian":
-            pairs = zip(*linear_sum_assignment(-train), strict=True)
+            rows, columns = linear_sum_assignment(-train)
         else:
-            pairs = enumerate(train.argmax(axis=1))
+            rows, columns = np.arange(len(train)), train.argmax(axis=1)
+        pairs = zip(rows.tolist(), columns.tolist(), strict=True)
         return {concepts[row]: names[column] for row, column in pairs if train[row, column] >= self.threshold}
 
 
