@@ -143,7 +143,7 @@ class LabelRules:
 
 def _problem(value: str, most: int) -> str | None:
     if not any(character.isalnum() for character in value):
-        return "is empty"
+        return "has no letter or digit"
     if len(value) > most:
         return f"has {len(value)} characters, and {most} is the most"
     if any(unicodedata.category(character) in _INVISIBLE for character in value):

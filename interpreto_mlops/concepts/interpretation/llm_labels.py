@@ -126,7 +126,8 @@ class LLMLabels(Interpretation[LabelledConcepts]):
 
     One question a concept. Texts of the data set are data between fences; the answer must be a JSON object with a label
     of one line and an explanation of one sentence. What is something else is refused and asked for once more, with
-    another seed and a temperature of at least 0.7; then the concept keeps the words that it has. Concepts that never fire are not asked about.
+    another seed and a temperature of at least 0.7; then the concept keeps the words that it has. Concepts that never
+    fire are not asked about.
 
     Arguments:
         inputs: how examples are chosen; None for 10 words, or where a row is more than a word, 10 rows.
