@@ -16,6 +16,12 @@ from interpreto_mlops.concepts.importance import (
     local_importance,
 )
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
+from interpreto_mlops.concepts.interpretation.aligned_labels import AlignedLabels, Alignment, align
+from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore
+from interpreto_mlops.concepts.interpretation.llm_labels import LabelAttempt, LabelledConcepts, LLMLabels
+from interpreto_mlops.concepts.interpretation.token_change import TokenChange, TokenEffects
+from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
+from interpreto_mlops.concepts.interpretation.vocab_proj import VocabProj, VocabProjection
 from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
     METRICS,
@@ -55,25 +61,42 @@ if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are f
     from interpreto_mlops.concepts.dictionaries.vanilla_sae import VanillaSAEConcepts as VanillaSAEConcepts
 
 discover("interpreto_mlops.concepts.dictionaries")
+discover("interpreto_mlops.concepts.interpretation")
 globals().update({family.__name__: family for _, family in DICTIONARIES.items()})
 
 __all__ = [
     "DICTIONARIES",
     "IMPORTANCE",
+    "INTERPRETATIONS",
     "METRICS",
     "ActivationDensity",
     "ActivationSet",
+    "AlignedLabels",
+    "Alignment",
     "ConceptDescription",
     "ConceptDictionary",
     "ConceptImportance",
+    "ConceptInputs",
     "ConceptMetric",
     "Context",
+    "Example",
+    "Interpretation",
     "InterventionEffect",
+    "LLMLabels",
     "Label",
+    "LabelAttempt",
+    "LabelledConcepts",
     "LocalImportance",
     "ModelWithSplitPoints",
+    "TokenChange",
+    "TokenEffects",
+    "TokenScore",
+    "TopKInputs",
+    "VocabProj",
+    "VocabProjection",
     "Word",
     "ablate",
+    "align",
     "check_belongs",
     "concept_importance",
     "evaluate",
