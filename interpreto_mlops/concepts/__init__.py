@@ -16,6 +16,16 @@ from interpreto_mlops.concepts.importance import (
     local_importance,
 )
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
+from interpreto_mlops.concepts.interpretation_metrics import (
+    INTERPRETATION_METRICS,
+    Clarity,
+    Detection,
+    Faithfulness,
+    Fuzzing,
+    InterpretationScore,
+    Purity,
+    Responsiveness,
+)
 from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
     METRICS,
@@ -60,18 +70,26 @@ globals().update({family.__name__: family for _, family in DICTIONARIES.items()}
 __all__ = [
     "DICTIONARIES",
     "IMPORTANCE",
+    "INTERPRETATION_METRICS",
     "METRICS",
     "ActivationDensity",
     "ActivationSet",
+    "Clarity",
     "ConceptDescription",
     "ConceptDictionary",
     "ConceptImportance",
     "ConceptMetric",
     "Context",
+    "Detection",
+    "Faithfulness",
+    "Fuzzing",
+    "InterpretationScore",
     "InterventionEffect",
     "Label",
     "LocalImportance",
     "ModelWithSplitPoints",
+    "Purity",
+    "Responsiveness",
     "Word",
     "ablate",
     "check_belongs",

@@ -1,0 +1,291 @@
+"""Metrics of labels: planted concepts and judges that are right, random, confused or malformed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
+
+from interpreto_mlops.concepts import METRICS, ActivationSet, ConceptDictionary
+from interpreto_mlops.concepts import interpretation_metrics as m
+from interpreto_mlops.concepts.interpretation_metrics.subjects import other_labels
+from interpreto_mlops.concepts.split import ModelWithSplitPoints
+from interpreto_mlops.errors import RefusalError
+from interpreto_mlops.llm import Answer, Prompt, Questioner
+from tests.concepts.planted_words import RARE, WordJudge, labels, planted
+
+Planted = tuple[ModelWithSplitPoints, ConceptDictionary, ActivationSet]
+NAMES = ("detection", "fuzzing", "clarity", "responsiveness", "purity", "faithfulness")
+
+
+@pytest.fixture(scope="module")
+def words() -> Planted:
+    return planted()
+
+
+class RandomJudge(WordJudge):
+    """Answers without looking."""
+
+    def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
+        rng = np.random.default_rng(list(prompt.user.encode()))
+        return {"answers": rng.integers(0, 2, len(asked["texts"])).tolist()}
+
+
+class BrokenJudge(WordJudge):
+    """Every `every`-th answer cannot be read, also when it is asked again; it is one of many kinds of wrong."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        self.every, self.seen = every, {}
+
+    def answer(self, prompt: Prompt) -> Answer:
+        right = super().answer(prompt).text
+        number = self.seen.setdefault(prompt.user, len(self.seen))
+        if number % self.every:
+            return Answer(right)
+        n = len(json.loads(right)["answers"])
+        wrong = [
+            "",
+            "yes",
+            right[:-1],
+            f"Sure! {right}",
+            json.dumps({"answers": [1] * (n + 1)}),
+            json.dumps({"answers": [7] * n}),
+            json.dumps({"answers": ["1"] * n}),
+            json.dumps({"answers": [True] * n}),
+            json.dumps({"answers": [1] * n, "note": "x"}),
+            json.dumps([1] * n),
+            "[" * 10000,
+        ]
+        return Answer(wrong[number // self.every % len(wrong)])
+
+
+class TestStatistics:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_are_those_of_scikit_learn(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        truth, said = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
+        assert m.detection(truth, said) == pytest.approx(balanced_accuracy_score(truth, said))
+        assert m.fuzzing(truth, said) == pytest.approx(balanced_accuracy_score(truth, said))
+        details = m.detection.details(m.Judged(truth.astype(float), said.astype(float), 60))
+        assert details["f1"] == pytest.approx(f1_score(truth, said))
+        activations, ratings = rng.integers(-4, 9, 60) / 2, rng.integers(0, 3, 60)  # with ties
+        kept = ratings != 1
+        area = roc_auc_score(ratings[kept] == 2, activations[kept])
+        assert m.responsiveness(activations, ratings) == pytest.approx(abs(2 * area - 1))
+        assert m.purity(activations, ratings) == pytest.approx(
+            average_precision_score(ratings[kept] == 2, activations[kept])
+        )
+        written = rng.integers(0, 2, 60)
+        assert m.clarity(activations, written) == pytest.approx(abs(2 * roc_auc_score(written, activations) - 1))
+        rated = m.responsiveness.details(m.Judged(activations, ratings.astype(float), 60))
+        assert rated["auroc"] == pytest.approx(area)
+        assert rated["prevalence"] == (ratings == 2).sum() / kept.sum()
+
+    def test_an_opposite_concept_has_the_same_value_and_another_sign(self) -> None:
+        activations, ratings = np.arange(20.0), np.asarray([0] * 10 + [2] * 10)
+        assert m.responsiveness(activations, ratings) == m.responsiveness(-activations, ratings) == 1.0
+        for sign, area in ((1, 1.0), (-1, 0.0)):
+            assert m.responsiveness.details(m.Judged(sign * activations, ratings, 20))["auroc"] == area
+
+    def test_faithfulness_is_the_formula(self) -> None:
+        multiples = np.repeat([0.0, 1.0, 10.0, -50.0], 4)
+        ratings = np.asarray([2, 0, 0, 1, 2, 2, 0, 0, 2, 2, 2, 1, 0, 0, 0, 0])
+        assert m.faithfulness(multiples, ratings) == pytest.approx((3 / 4 - 1 / 4) / (1 - 1 / 4))
+        details = m.faithfulness.details(m.Judged(multiples, ratings, 16))
+        assert details == {"share_at_0": 0.25, "best_share": 0.75, "best_multiple": 10.0}
+        # No multiple is better than 0: it is not negative.
+        assert m.faithfulness(multiples, np.where(multiples == 0, [2, 0] * 8, 0)) == 0.0
+
+    def test_what_is_not_defined_is_not_a_number(self) -> None:
+        for given, said in (([], []), ([1.0, 2.0], [1, 1]), ([1.0, 2.0], [2, 2]), ([1.0, 2.0], [0, 0])):
+            assert np.isnan(m.responsiveness(given, said))
+            assert np.isnan(m.purity(given, said))
+        for metric in (m.detection, m.fuzzing, m.clarity, m.faithfulness):
+            assert np.isnan(metric([1, 1], [1, 1]))
+            assert np.isnan(metric([], []))
+
+    def test_all_are_registered_with_direction_and_bounds(self) -> None:
+        for name in NAMES:
+            metric = METRICS.get(f"interpretation/{name}")
+            assert isinstance(metric, m.AnswerMetric)
+            assert metric.higher_is_better
+            assert metric.bounds == (0.0, 1.0)
+            assert metric.description
+            assert metric.undefined
+            kind = m.INTERPRETATION_METRICS.get(f"interpretation/{name}")
+            assert (kind.name, kind.metric) == (metric.name, metric)
+
+
+class TestOtherLabels:
+    @pytest.mark.parametrize("seed", range(20))
+    def test_every_concept_gets_what_says_something_else(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        given = {int(c): f"label {rng.integers(6)}" for c in rng.choice(100, 30, replace=False)}
+        largest = max(list(given.values()).count(label) for label in given.values())
+        assert largest <= 15
+        others = other_labels(given, seed)
+        assert others.keys() == given.keys()
+        assert all(others[concept] != given[concept] for concept in given)
+        assert sorted(others.values()) == sorted(given.values())
+        assert others == other_labels(dict(reversed(given.items())), seed)
+
+    def test_nobody_gets_the_own_label_in_other_letters(self) -> None:
+        assert other_labels({0: "Food", 1: "food"}, 0) == {}
+        assert other_labels({0: "food"}, 0) == {}
+        assert other_labels({}, 0) == {}
+        assert len(other_labels({0: "food", 1: "food", 2: "place"}, 0)) == 2
+
+    def test_seeds_differ(self) -> None:
+        given = {i: str(i) for i in range(20)}
+        assert other_labels(given, 0) != other_labels(given, 1)
+
+
+@pytest.mark.parametrize("kind", [m.Detection, m.Fuzzing, m.Responsiveness, m.Purity])
+class TestPlantedConcepts:
+    def test_perfect_labels_score_one_and_shuffled_ones_chance(self, kind: type[m.LabelMetric], words: Planted) -> None:
+        _, dictionary, rows = words
+        score = kind(Questioner(WordJudge()))(dictionary, rows, labels(RARE[:12]))
+        assert len(score.values) == 12
+        assert score.mean == pytest.approx(1.0)
+        assert score.interval == pytest.approx((1.0, 1.0))
+        if kind in (m.Detection, m.Fuzzing):
+            assert score.random == pytest.approx(0.5, abs=0.03)
+            assert score.shuffled_mean == pytest.approx(0.5, abs=0.08)
+        else:
+            assert score.shuffled_mean < 0.4
+            assert score.random < 0.4
+        assert set(score.metrics) == {score.name + end for end in ("", "_random", "_shuffled", "_low", "_high")}
+
+    def test_how_many_are_asked_at_once_changes_nothing(self, kind: type[m.LabelMetric], words: Planted) -> None:
+        _, dictionary, rows = words
+        scores = [
+            kind(Questioner(WordJudge()), per_question=size)(dictionary, rows, labels(RARE[:5])) for size in (1, 7, 500)
+        ]
+        for score in scores[1:]:
+            assert score.metrics == scores[0].metrics
+            for concept, judged in score.judged.items():
+                np.testing.assert_array_equal(judged.given, scores[0].judged[concept].given)
+                np.testing.assert_array_equal(judged.said, scores[0].judged[concept].said)
+
+    def test_costs_are_counted(self, kind: type[m.LabelMetric], words: Planted) -> None:
+        _, dictionary, rows = words
+        questioner = Questioner(WordJudge())
+        score = kind(questioner)(dictionary, rows, labels(RARE[:3]))
+        asked = len(questioner.record)
+        answered = [answer for _, answer in questioner.record if isinstance(answer, Answer)]
+        assert score.cost == m.Cost(
+            asked,
+            prompt_tokens=sum(each.prompt_tokens for each in answered),
+            answer_tokens=sum(each.answer_tokens for each in answered),
+        )
+        alone = kind(Questioner(WordJudge()), shuffled=False)(dictionary, rows, labels(RARE[:3]))
+        assert alone.cost.questions * 2 == asked
+        assert alone.values == score.values
+
+    def test_global_random_numbers_are_left_alone(self, kind: type[m.LabelMetric], words: Planted) -> None:
+        import random
+
+        _, dictionary, rows = words
+        np.random.seed(3)
+        random.seed(3)
+        before = np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index,union-attr]
+        kind(Questioner(WordJudge()))(dictionary, rows, labels(RARE[:3]))
+        assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize("kind", [m.Detection, m.Fuzzing])
+def test_random_answers_are_at_chance(kind: type[m.LabelMetric], words: Planted) -> None:
+    _, dictionary, rows = words
+    score = kind(Questioner(RandomJudge()), shuffled=False)(dictionary, rows, labels(RARE[:12]))
+    assert score.mean == pytest.approx(0.5, abs=0.08)
+    low, high = score.interval
+    assert low <= 0.5 <= high
+    assert score.shuffled is None
+    assert np.isnan(score.shuffled_mean)
+    assert f"{score.name}_shuffled" not in score.metrics
+
+
+class TestAnswersThatCannotBeRead:
+    def test_a_few_are_counted_and_left_out(self, words: Planted) -> None:
+        _, dictionary, rows = words
+        score = m.Detection(Questioner(BrokenJudge(every=10)), shuffled=False, min_parsed=0.5)(
+            dictionary, rows, labels(RARE)
+        )
+        asked = score.cost.questions - score.cost.repeated
+        assert score.cost.repeated == score.cost.unparsed == -(-asked // 10)
+        assert score.mean == 1.0
+        assert 0.85 < score.parsed < 0.95
+        assert sum(len(each.said) for each in score.judged.values()) < sum(each.asked for each in score.judged.values())
+
+    def test_many_refuse_the_value_and_say_the_share(self, words: Planted) -> None:
+        _, dictionary, rows = words
+        score = m.Detection(Questioner(BrokenJudge(every=2)))(dictionary, rows, labels(RARE[:6]))
+        assert np.isnan(score.mean)
+        assert np.isnan(score.random)
+        assert np.isnan(score.shuffled_mean)
+        assert np.isnan(score.interval).all()
+        assert score.metrics == {}
+        assert score.reason is not None
+        assert f"only {score.parsed:.0%} of the answers can be read, and 80% are needed" in score.reason
+        frame = score.to_frame()
+        assert frame["value"].isna().all()
+        assert frame["reason"].str.contains("of its examples have an answer that can be read").all()
+
+    def test_what_is_asked_again_may_be_read(self, words: Planted) -> None:
+        class OnceBroken(WordJudge):
+            def answer(self, prompt: Prompt) -> Answer:
+                right = super().answer(prompt)
+                return Answer("I cannot say.") if prompt.seed == 5 else right
+
+        _, dictionary, rows = words
+        score = m.Detection(Questioner(OnceBroken()), seed=5)(dictionary, rows, labels(RARE[:3]))
+        assert score.mean == 1.0
+        assert score.parsed == 1.0
+        assert score.cost.repeated * 2 == score.cost.questions
+        assert score.cost.unparsed == 0
+
+    def test_no_answer_at_all_is_no_value(self, words: Planted) -> None:
+        class Silent(WordJudge):
+            def answer(self, prompt: Prompt) -> Answer:
+                raise RefusalError("the model does not answer")
+
+        _, dictionary, rows = words
+        score = m.Responsiveness(Questioner(Silent()))(dictionary, rows, labels(RARE[:3]))
+        assert score.metrics == {}
+        assert score.cost.unanswered == score.cost.questions > 0
+        assert score.reason == "only 0% of the answers can be read, and 80% are needed"
+
+    @pytest.mark.parametrize("rating", [0, 1, 2])
+    def test_one_rating_for_all_is_no_value(self, words: Planted, rating: int) -> None:
+        class Same(WordJudge):
+            def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
+                return {"answers": [rating] * len(asked["texts"])}
+
+        _, dictionary, rows = words
+        for kind in (m.Responsiveness, m.Purity):
+            score = kind(Questioner(Same()))(dictionary, rows, labels(RARE[:3]))
+            assert score.metrics == {}
+            assert score.reason == "no concept has a value: no text was rated 0, or none was rated 2"
+            assert list(score.reasons.values()) == ["no text was rated 0, or none was rated 2"] * 3
+
+
+class TestClarity:
+    def test_texts_for_the_right_label_make_the_concept_active(self, words: Planted) -> None:
+        split, dictionary, rows = words
+        questioner = Questioner(WordJudge())
+        score = m.Clarity(questioner, split)(dictionary, rows, labels(RARE[:12]))
+        frame = score.to_frame()
+        # Natural texts with the word count as negatives.
+        density = (dictionary.encode(rows)[:, list(labels(RARE[:12]))] > 0).float().mean(dim=0) * 8
+        assert score.mean == pytest.approx(1 - float(density.mean()), abs=0.02)
+        assert score.mean > 0.9
+        assert (frame["auroc"] > 0.95).all()
+        assert abs(score.shuffled_mean) < 0.2
+        assert score.random < 0.3
+        assert score.cost.questions == len(questioner.record) == 12 * 3
+        assert {prompt.seed for prompt, _ in questioner.record} == {0, 2, 4}
