@@ -25,6 +25,7 @@ from interpreto_mlops.concepts.interpretation_metrics import (
     InterpretationScore,
     Purity,
     Responsiveness,
+    score_labels,
 )
 from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
@@ -101,6 +102,7 @@ __all__ = [
     "intervention_effect",
     "local_importance",
     "probe_texts",
+    "score_labels",
     "sparse_probing",
     "stability",
     "stability_random",

@@ -4,6 +4,7 @@ from interpreto_mlops.concepts.interpretation_metrics.base import INTERPRETATION
 from interpreto_mlops.concepts.interpretation_metrics.detecting import Detection, Fuzzing
 from interpreto_mlops.concepts.interpretation_metrics.judging import Cost
 from interpreto_mlops.concepts.interpretation_metrics.rating import Purity, Responsiveness
+from interpreto_mlops.concepts.interpretation_metrics.running import score_labels
 from interpreto_mlops.concepts.interpretation_metrics.score import InterpretationScore
 from interpreto_mlops.concepts.interpretation_metrics.statistics import (
     AnswerMetric,
@@ -37,4 +38,5 @@ __all__ = [
     "fuzzing",
     "purity",
     "responsiveness",
+    "score_labels",
 ]

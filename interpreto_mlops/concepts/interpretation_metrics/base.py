@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from interpreto_mlops.concepts.base import check_integer, check_number
+from interpreto_mlops.concepts.base import check_integer
 from interpreto_mlops.concepts.interpretation_metrics.judging import Cost, ask_all, rating_prompt, read_ratings
 from interpreto_mlops.concepts.interpretation_metrics.score import InterpretationScore
 from interpreto_mlops.concepts.interpretation_metrics.statistics import AnswerMetric, Judged
@@ -64,7 +64,7 @@ class LabelMetric(ABC):
     def __post_init__(self) -> None:
         if not isinstance(self.questioner, Questioner):
             raise InputError(f"give a Questioner, not {self.questioner!r}: Questioner(model)")
-        check_number("min_parsed", self.min_parsed, 0.0, 1.0 + 1e-9)
+        check_share("min_parsed", self.min_parsed)
         check_integer("seed", self.seed, 0)
 
     def __call__(
@@ -89,11 +89,11 @@ class LabelMetric(ABC):
             IntegrityError: activations of another model or layer.
         """
         found = subjects(dictionary, activations, labels, concepts)
-        cost = Cost()
+        known, cost = dict(found.labels), Cost()
         judged, shuffled = self._ask(dictionary, activations, found, cost)
         return InterpretationScore(
             self.metric,
-            {concept: found.labels[concept] for concept in judged},
+            known,
             judged,
             shuffled,
             found.skipped,
@@ -177,6 +177,16 @@ def _answered(case: Case, rated: Mapping[str, int]) -> Judged:
     pairs = [(given, rated[text]) for text, given in zip(case.texts, case.given, strict=True) if text in rated]
     table = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     return Judged(table[:, 0], table[:, 1], len(case.texts))
+
+
+def check_share(name: str, value: object) -> None:
+    """Refuse what is no number from 0 to 1.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"{name} must be a number from 0 to 1, not {value!r}")
 
 
 def _is_plain(value: object) -> bool:

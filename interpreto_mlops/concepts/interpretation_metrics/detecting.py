@@ -12,8 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from interpreto_mlops.concepts.base import check_integer, check_number
-from interpreto_mlops.concepts.interpretation_metrics.base import INTERPRETATION_METRICS, Case, RatingMetric
+from interpreto_mlops.concepts.base import check_integer
+from interpreto_mlops.concepts.interpretation_metrics.base import (
+    INTERPRETATION_METRICS,
+    Case,
+    RatingMetric,
+    check_share,
+)
 from interpreto_mlops.concepts.interpretation_metrics.examples import WORD_ROWS, Codes, Example, Examples, Mask
 from interpreto_mlops.concepts.interpretation_metrics.statistics import detection, fuzzing
 from interpreto_mlops.concepts.interpretation_metrics.subjects import Subjects, columns, neighbours
@@ -30,7 +35,6 @@ MARKED_WRONG = ("random_words", "wrong_words")
 """Which words are marked in the wrong examples of fuzzing."""
 
 _OPEN, _CLOSE = "<<", ">>"
-_NEIGHBOURS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,8 @@ class ExampleMetric(RatingMetric):
         quantiles: into how many parts of the same size the activations are divided, from which as many examples come.
         window: words of an example, where rows are tokens or words.
         active_above: a concept is active above this share of its largest activation.
-        negatives: `random`, or `hard`: places where one of the 10 concepts of the most similar directions is active are
-            taken first.
+        negatives: `random`, or `hard`: places where a neighbour is active are taken first.
+        neighbours: how many concepts of the most similar directions (by the cosine) are a concept's neighbours.
     """
 
     n_active: int = 50
@@ -55,21 +59,22 @@ class ExampleMetric(RatingMetric):
     window: int = 32
     active_above: float = 0.0
     negatives: str = "random"
+    neighbours: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_active", "n_inactive", "least", "quantiles", "window"):
+        for name in ("n_active", "n_inactive", "least", "quantiles", "window", "neighbours"):
             check_integer(name, getattr(self, name), 1)
         if self.least > min(self.n_active, self.n_inactive):
             raise InputError(f"least={self.least!r} is more than the examples that are asked for")
-        check_number("active_above", self.active_above, 0.0, 1.0)
+        check_share("active_above", self.active_above)
         if self.negatives not in NEGATIVES:
             raise UnknownNameError("kind of negatives", self.negatives, NEGATIVES)
 
     def _cases(self, dictionary: ConceptDictionary, activations: ActivationSet, found: Subjects) -> dict[int, Case]:
         source = Examples(activations, self.window)
         concepts = list(found.labels)
-        beside = neighbours(dictionary, concepts, _NEIGHBOURS) if self.negatives == "hard" else None
+        beside = neighbours(dictionary, concepts, self.neighbours) if self.negatives == "hard" else None
         cases: dict[int, Case] = {}
         for concept, codes, near in columns(dictionary, activations, concepts, beside):
             rng = self._rng(concept)
@@ -156,7 +161,7 @@ class Fuzzing(ExampleMetric):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("threshold", self.threshold, 0.0, 1.0 + 1e-9)
+        check_share("threshold", self.threshold)
         if self.wrong not in MARKED_WRONG:
             raise UnknownNameError("kind of wrong marks", self.wrong, MARKED_WRONG)
 
@@ -198,10 +203,18 @@ def marked(example: Example, words: Sequence[int] | npt.NDArray[np.int64]) -> st
     pieces, place = [], 0
     for word in sorted(int(each) for each in words):
         start, end = example.words[word].tolist()
-        pieces += [_plain(example.text[place:start]), f"{_OPEN}{_plain(example.text[start:end])}{_CLOSE}"]
+        pieces += [example.text[place:start], _OPEN, example.text[start:end], _CLOSE]
         place = end
-    return "".join([*pieces, _plain(example.text[place:])])
+    return _joined([_plain(piece) for piece in [*pieces, example.text[place:]] if piece])
+
+
+def _joined(pieces: list[str]) -> str:
+    """Join pieces, none of which is to lend a mark one of its brackets."""
+    text = ""
+    for piece in pieces:
+        text += f" {piece}" if text[-1:] == piece[0] and piece[0] in "<>" else piece
+    return text
 
 
 def _plain(text: str) -> str:
-    return regex.sub(r"(?<=<)(?=<)|(?<=>)(?=>)", " ", text)
+    return text if text in (_OPEN, _CLOSE) else regex.sub(r"(?<=<)(?=<)|(?<=>)(?=>)", " ", text)

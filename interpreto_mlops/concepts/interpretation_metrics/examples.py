@@ -108,9 +108,15 @@ class Examples:
             near: rows on which a concept like it is active, shape (rows of the set,): pieces with one are taken first.
         """
         codes = codes[self.rows]
-        hard = [] if near is None else self._without(codes, n, rng, floor, near[self.rows], set())
-        used = {each.text_id for each in hard} if self.windowed else set()
-        return hard + self._without(codes, n - len(hard), rng, floor, None, used)
+        found: dict[int, Example] = {}
+        for close in (None if near is None else near[self.rows], None):
+            for place in rng.permutation(len(self)).tolist():
+                if len(found) >= n:
+                    break
+                centres = () if place in found else self._quiet(place, codes, floor, close)
+                if len(centres):
+                    found[place] = self._around(place, int(rng.choice(centres)), codes)
+        return list(found.values())
 
     def graded(self, codes: Codes, n: int, rng: np.random.Generator, *, top_share: float) -> list[Example]:
         """Take the places with the largest codes, and random ones for the rest.
@@ -121,41 +127,27 @@ class Examples:
             rng: draws.
             top_share: of the pieces that come from the largest codes.
         """
-        codes = codes[self.rows]
+        codes, n = codes[self.rows], min(n, len(self))
         order = np.argsort(-np.maximum.reduceat(codes, self.starts), kind="stable")
         n_top = round(n * top_share)
         top, others = order[:n_top], rng.permutation(order[n_top:])[: n - n_top]
         found = [self._around(int(place), self._peak(int(place), codes), codes) for place in top]
         return found + [self._around(int(place), self._random_unit(int(place), rng), codes) for place in others]
 
-    def _without(
-        self, codes: Codes, n: int, rng: np.random.Generator, floor: float, near: Mask | None, used: set[int]
-    ) -> list[Example]:
-        found: list[Example] = []
-        for place in rng.permutation(len(self)).tolist():
-            if len(found) >= n:
-                break
-            if self.windowed and int(self._text_ids[self.starts[place]]) in used:
-                continue
-            centres = self._quiet(place, codes, floor, near)
-            if len(centres):
-                found.append(self._around(place, int(rng.choice(centres)), codes))
-        return found
-
     def _quiet(self, place: int, codes: Codes, floor: float, near: Mask | None) -> Integers:
         """Return the words of a place round which the window has no active row, and which are near something."""
         own = slice(self.starts[place], self._stops[place])
         if not self.windowed:
             return np.flatnonzero((codes[own] <= floor) & (True if near is None else near[own]))
-        words, of_row = self._words(place)
+        words, word_of, row_of = self._words(place)
         active = np.zeros(len(words) + 1, dtype=np.int64)
-        np.add.at(active, of_row[codes[own] > floor] + 1, 1)
+        np.add.at(active, word_of[codes[own][row_of] > floor] + 1, 1)
         before = np.cumsum(active)
         first, last = self._bounds(np.arange(len(words)), len(words))
         quiet = before[last] == before[first]
         if near is not None:
             close = np.zeros(len(words), dtype=bool)
-            close[of_row[near[own]]] = True
+            close[word_of[near[own][row_of]]] = True
             quiet &= close
         return np.flatnonzero(quiet)
 
@@ -165,8 +157,10 @@ class Examples:
 
     def _peak(self, place: int, codes: Codes) -> int:
         """Return the word, of the place's own, with the largest code."""
-        row = int(codes[self.starts[place] : self._stops[place]].argmax())
-        return int(self._words(place)[1][row]) if self.windowed else 0
+        if not self.windowed:
+            return 0
+        _, word_of, row_of = self._words(place)
+        return int(word_of[codes[self.starts[place] : self._stops[place]][row_of].argmax()])
 
     def _random_unit(self, place: int, rng: np.random.Generator) -> int:
         return int(rng.integers(len(self._words(place)[0]))) if self.windowed else 0
@@ -178,16 +172,20 @@ class Examples:
         if not self.windowed:
             start, end = self._spans[own.start].tolist()
             return Example(text_id, text[start:end], float(values[0]), np.zeros((0, 2), np.int64), np.zeros(0))
-        words, of_row = self._words(place)
+        words, word_of, row_of = self._words(place)
         first, last = (int(each) for each in self._bounds(np.asarray(centre), len(words)))
-        inside = (first <= of_row) & (of_row < last)
+        inside = (first <= word_of) & (word_of < last)
         largest = np.full(last - first, -np.inf)
-        np.maximum.at(largest, of_row[inside] - first, values[inside].astype(np.float64))
+        np.maximum.at(largest, word_of[inside] - first, values[row_of[inside]].astype(np.float64))
         start, end = int(words[first, 0]), int(words[last - 1, 1])
-        return Example(text_id, text[start:end], _signed(values[inside]), words[first:last] - start, largest)
+        return Example(text_id, text[start:end], _signed(values[row_of[inside]]), words[first:last] - start, largest)
 
-    def _words_of(self, place: int) -> tuple[Integers, Integers]:
-        """Return the spans of the words that the model saw of a place's text, and the word of each row."""
+    def _words_of(self, place: int) -> tuple[Integers, Integers, Integers]:
+        """Find the words that the model saw of a place's text, and which rows are on which of them.
+
+        Returns:
+            The words' spans, shape (words, 2), and pairs of a word and a row of the text, shape (pairs,) each.
+        """
         own = slice(self.starts[place], self._stops[place])
         spans = self._spans[own]
         words = word_spans(self._texts[int(self._text_ids[own.start])])
@@ -195,7 +193,15 @@ class Examples:
         words = words if len(words) else spans[:1]
         words = words[words[:, 0] < spans[:, 1].max()]
         words = words if len(words) else spans[:1]
-        return words, np.maximum(np.searchsorted(words[:, 0], spans[:, 0], side="right") - 1, 0)
+        first, last = (
+            np.maximum(np.searchsorted(words[:, 0], place, side="right") - 1, 0)
+            for place in (spans[:, 0], spans[:, 1] - 1)
+        )
+        # A token may go over several words.
+        n_words = last - first + 1
+        row_of = np.repeat(np.arange(len(spans)), n_words)
+        within = np.arange(len(row_of)) - np.repeat(np.cumsum(n_words) - n_words, n_words)
+        return words, first[row_of] + within, row_of
 
 
 def of_texts(activations: ActivationSet, codes: Codes) -> tuple[Integers, Floats]:

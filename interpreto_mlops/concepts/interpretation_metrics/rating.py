@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from interpreto_mlops.concepts.base import check_integer, check_number
-from interpreto_mlops.concepts.interpretation_metrics.base import INTERPRETATION_METRICS, Case, RatingMetric
+from interpreto_mlops.concepts.base import check_integer
+from interpreto_mlops.concepts.interpretation_metrics.base import (
+    INTERPRETATION_METRICS,
+    Case,
+    RatingMetric,
+    check_share,
+)
 from interpreto_mlops.concepts.interpretation_metrics.examples import Examples
 from interpreto_mlops.concepts.interpretation_metrics.statistics import HIGHEST, purity, responsiveness
 from interpreto_mlops.concepts.interpretation_metrics.subjects import Subjects, columns
@@ -49,7 +54,7 @@ class NaturalRatings(RatingMetric):
         super().__post_init__()
         for name in ("n_texts", "window", "least"):
             check_integer(name, getattr(self, name), 1)
-        check_number("top_share", self.top_share, 0.0, 1.0 + 1e-9)
+        check_share("top_share", self.top_share)
 
     def _cases(self, dictionary: ConceptDictionary, activations: ActivationSet, found: Subjects) -> dict[int, Case]:
         source = Examples(activations, self.window)

@@ -31,7 +31,7 @@ class InterpretationScore:
 
     Arguments:
         metric: the metric.
-        labels: of the concepts that were asked about.
+        labels: of the concepts that are alive.
         judged: what was answered for each of them.
         shuffled: for each the label of another concept, and what was answered; None where that was not asked.
         skipped: why other concepts were not asked about.
@@ -185,7 +185,7 @@ class InterpretationScore:
 
     def _refusal(self, judged: Mapping[int, Judged], values: Mapping[int, float]) -> str | None:
         if not judged:
-            return "no concept could be asked about"
+            return "no concept could be scored"
         if (share := _parsed(judged)) < self.min_parsed:
             return f"only {share:.0%} of the answers can be read, and {self.min_parsed:.0%} are needed"
         return None if values else f"no concept has a value: {self.metric.undefined}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from interpreto_mlops.concepts.base import check_integer, check_number
+from interpreto_mlops.concepts.base import check_integer
 from interpreto_mlops.concepts.interpretation_metrics.base import INTERPRETATION_METRICS, Case, RatingMetric
 from interpreto_mlops.concepts.interpretation_metrics.rating import RATINGS
 from interpreto_mlops.concepts.interpretation_metrics.statistics import HIGHEST, faithfulness
@@ -65,7 +65,8 @@ class Faithfulness(RatingMetric):
         for name in ("n_prompts", "prompt_words", "n_tokens"):
             check_integer(name, getattr(self, name), 1)
         for multiple in self.multiples:
-            check_number("a multiple", multiple, float("-inf"))
+            if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not np.isfinite(multiple):
+                raise InputError(f"a multiple must be a finite number, not {multiple!r}")
         if len(set(self.multiples)) < 2 or 0 not in self.multiples:
             raise InputError(f"give 0 and at least one other multiple, not {self.multiples!r}")
         if self.split.model.task != "generation":

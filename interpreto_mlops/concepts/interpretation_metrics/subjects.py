@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # Codes that are held at a time, in numbers: some 64 MiB.
 _COLUMN_NUMBERS = 2**24
 
+# Cosines below it are those of directions that have nothing to do with each other, up to rounding.
+_NO_ANGLE = 1e-6
+
 Codes = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Labels = Sequence[ConceptDescription | str] | Mapping[int, ConceptDescription | str]
@@ -101,6 +104,8 @@ def _label(named: ConceptDescription | str | None) -> tuple[str, str]:
         named = named.label
     if not isinstance(named, str):
         raise InputError(f"a label is a string or a ConceptDescription, not {named!r}")
+    # Half a character cannot be sent to anybody.
+    named = named.encode("utf-8", "replace").decode()
     return named.strip(), "it has no label" if named.strip() in ("", DEAD, NO_WORD) else ""
 
 
@@ -143,14 +148,14 @@ def _read(dictionary: ConceptDictionary, activations: ActivationSet, wanted: lis
 
 
 def neighbours(dictionary: ConceptDictionary, concepts: Iterable[int], n: int) -> dict[int, list[int]]:
-    """Return the `n` concepts whose directions are most like each concept's, by the cosine."""
+    """Return for each concept up to `n` others, those whose directions have the largest positive cosines with its own."""
     directions = torch.nn.functional.normalize(dictionary.dictionary.detach().float(), dim=1)
     found = {}
     for concept in concepts:
         cosines = directions @ directions[concept]
-        cosines[concept] = -2.0
-        order = torch.argsort(-cosines, stable=True)[: min(n, len(cosines) - 1)]
-        found[concept] = [int(each) for each in order]
+        cosines[concept] = 0.0
+        order = torch.argsort(-cosines, stable=True)[:n]
+        found[concept] = [int(each) for each in order if cosines[each] > _NO_ANGLE]
     return found
 
 

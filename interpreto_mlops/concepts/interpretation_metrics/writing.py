@@ -122,8 +122,8 @@ class Clarity(LabelMetric):
         for (label, size, _), texts in zip(asked, answers, strict=True):
             if texts is not None:
                 answered[label] += size
-                written[label] += [text for text in texts if text not in written[label]]
-        return written, answered
+                written[label] += texts
+        return {label: list(dict.fromkeys(texts)) for label, texts in written.items()}, answered
 
     def _prompt(self, label: str, size: int, seed: int) -> Prompt:
         texts = {"type": "array", "items": {"type": "string"}, "minItems": size, "maxItems": size}
