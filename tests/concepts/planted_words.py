@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,22 @@ def labels(words: list[str]) -> dict[int, str]:
     return {number[word]: f"the word {word}" for word in words}
 
 
-Answers = Callable[[Mapping[str, Any], int], list[int]]
+Blocks = list[list[str]]
+
+_BLOCK = regex.compile(r"^<(texts-\w+)>\n(.*?)\n</\1>$", regex.MULTILINE | regex.DOTALL)
+
+
+def blocks(user: str) -> Blocks:
+    """The lines of each fenced block of a question: the description, and the texts where there are any."""
+    return [found[2].split("\n") for found in _BLOCK.finditer(user)]
+
+
+def label_of(prompt: Prompt) -> str:
+    return str(json.loads(blocks(prompt.user)[0][0]))
+
+
+def texts_of(prompt: Prompt) -> list[str]:
+    return [str(json.loads(line)) for line in blocks(prompt.user)[1]]
 
 
 class WordJudge(LanguageModel):
@@ -80,17 +95,18 @@ class WordJudge(LanguageModel):
 
     def answer(self, prompt: Prompt) -> Answer:
         self.prompts.append(prompt)
-        text = json.dumps(self.said(json.loads(prompt.user), prompt))
+        text = json.dumps(self.said(prompt))
         return Answer(text, prompt_tokens=self.count_tokens(prompt.user), answer_tokens=self.count_tokens(text))
 
-    def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
-        word = asked["description"].removeprefix("the word ")
-        if "texts" not in asked:
-            return {"texts": [f"it was the {word} and a {word} {i * 'the '}" for i in range(asked["how_many"])]}
+    def said(self, prompt: Prompt) -> Mapping[str, Any]:
+        word = label_of(prompt).removeprefix("the word ")
+        if wanted := regex.search(r"How many texts to write: (\d+)$", prompt.user):
+            return {"texts": [f"it was the {word} and a {word} {i * 'the '}" for i in range(int(wanted[1]))]}
         assert prompt.schema is not None
         highest = prompt.schema["properties"]["answers"]["items"]["enum"][-1]
-        return {"answers": [highest * self.holds(word, each["text"]) for each in asked["texts"]]}
+        return {"answers": [highest * self.holds(word, line) for line in blocks(prompt.user)[1]]}
 
-    def holds(self, word: str, text: str) -> bool:
-        marked = regex.findall(r"<<(.*?)>>", text)
-        return word in (marked if marked else text.lower().split())
+    def holds(self, word: str, line: str) -> bool:
+        """Whether the word is marked in a line of a question, or stands there, if nothing is marked."""
+        marked = regex.findall("«(.*?)»", line)
+        return word in (marked if marked else json.loads(line).lower().split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +18,10 @@ from interpreto_mlops.concepts.interpretation_metrics.subjects import other_labe
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.errors import InputError, RefusalError
 from interpreto_mlops.llm import Answer, Prompt, Questioner
-from tests.concepts.planted_words import RARE, WordJudge, labels, planted
+from tests.concepts.planted_words import RARE, WordJudge, blocks, label_of, labels, planted, texts_of
 
 Planted = tuple[ModelWithSplitPoints, ConceptDictionary, ActivationSet]
+MARKS = str.maketrans("", "", "«»")
 NAMES = ("detection", "fuzzing", "clarity", "responsiveness", "purity", "faithfulness")
 
 
@@ -31,9 +33,9 @@ def words() -> Planted:
 class RandomJudge(WordJudge):
     """Answers without looking."""
 
-    def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
+    def said(self, prompt: Prompt) -> Mapping[str, Any]:
         rng = np.random.default_rng(list(prompt.user.encode()))
-        return {"answers": rng.integers(0, 2, len(asked["texts"])).tolist()}
+        return {"answers": rng.integers(0, 2, len(texts_of(prompt))).tolist()}
 
 
 class BrokenJudge(WordJudge):
@@ -41,11 +43,14 @@ class BrokenJudge(WordJudge):
 
     def __init__(self, every: int) -> None:
         super().__init__()
-        self.every, self.seen = every, {}
+        self.every = every
+        self.seen: dict[str, int] = {}
+        self.lock = threading.Lock()
 
     def answer(self, prompt: Prompt) -> Answer:
         right = super().answer(prompt).text
-        number = self.seen.setdefault(prompt.user, len(self.seen))
+        with self.lock:
+            number = self.seen.setdefault(prompt.user, len(self.seen))
         if number % self.every:
             return Answer(right)
         n = len(json.loads(right)["answers"])
@@ -53,7 +58,7 @@ class BrokenJudge(WordJudge):
             "",
             "yes",
             right[:-1],
-            f"Sure! {right}",
+            f"{right} {right}",
             json.dumps({"answers": [1] * (n + 1)}),
             json.dumps({"answers": [7] * n}),
             json.dumps({"answers": ["1"] * n}),
@@ -188,6 +193,16 @@ class TestPlantedConcepts:
         assert alone.cost.questions * 2 == asked
         assert alone.values == score.values
 
+    def test_questions_are_those_that_are_asked(self, kind: type[m.LabelMetric], words: Planted) -> None:
+        _, dictionary, rows = words
+        questioner = Questioner(WordJudge())
+        metric = kind(questioner)
+        listed = metric.questions(dictionary, rows, labels(RARE[:3]))
+        assert questioner.record == []
+        score = metric(dictionary, rows, labels(RARE[:3]))
+        assert listed == [prompt for prompt, _ in questioner.record]
+        assert len(listed) == score.cost.questions == Questioner(WordJudge()).estimate(listed).to_ask
+
     def test_global_random_numbers_are_left_alone(self, kind: type[m.LabelMetric], words: Planted) -> None:
         import random
 
@@ -203,9 +218,9 @@ class TestPlantedConcepts:
 def test_random_answers_are_at_chance(kind: type[m.LabelMetric], words: Planted) -> None:
     _, dictionary, rows = words
     score = kind(Questioner(RandomJudge()), shuffled=False)(dictionary, rows, labels(RARE[:12]))
-    assert score.mean == pytest.approx(0.5, abs=0.08)
-    low, high = score.interval
-    assert low <= 0.5 <= high
+    n = sum(each.asked for each in score.judged.values())
+    assert n > 700
+    assert score.mean == pytest.approx(0.5, abs=3 * 0.5 / np.sqrt(n))
     assert score.shuffled is None
     assert np.isnan(score.shuffled_mean)
     assert f"{score.name}_shuffled" not in score.metrics
@@ -264,8 +279,8 @@ class TestAnswersThatCannotBeRead:
     @pytest.mark.parametrize("rating", [0, 1, 2])
     def test_one_rating_for_all_is_no_value(self, words: Planted, rating: int) -> None:
         class Same(WordJudge):
-            def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
-                return {"answers": [rating] * len(asked["texts"])}
+            def said(self, prompt: Prompt) -> Mapping[str, Any]:
+                return {"answers": [rating] * len(texts_of(prompt))}
 
         _, dictionary, rows = words
         for kind in (m.Responsiveness, m.Purity):
@@ -293,11 +308,11 @@ class TestClarity:
 
     def test_few_different_texts_or_none_are_no_value(self, words: Planted) -> None:
         class Monotonous(WordJudge):
-            def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
+            def said(self, prompt: Prompt) -> Mapping[str, Any]:
                 return {"texts": ["the same text", " the same text "]}
 
         class Mute(WordJudge):
-            def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
+            def said(self, prompt: Prompt) -> Mapping[str, Any]:
                 return {"texts": ["", " \n"]}
 
         split, dictionary, rows = words
@@ -313,8 +328,8 @@ class TestClarity:
 
     def test_more_texts_than_asked_cannot_be_read(self, words: Planted) -> None:
         class Chatty(WordJudge):
-            def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
-                return {"texts": [f"text {i} food" for i in range(asked["how_many"] + 1)]}
+            def said(self, prompt: Prompt) -> Mapping[str, Any]:
+                return {"texts": [f"text {i} food" for i in range(6)]}
 
         split, dictionary, rows = words
         assert m.Clarity(Questioner(Chatty()), split)(dictionary, rows, labels(["food"])).parsed == 0.0
@@ -342,7 +357,7 @@ class TestFaithfulness:
         assert (frame["best_multiple"] > 0).all()
         # Nobody is shown what was set, nor the prompt; equal continuations are shown once.
         for prompt in judge.prompts:
-            shown = [each["text"] for each in json.loads(prompt.user)["texts"]]
+            shown = texts_of(prompt)
             assert len(set(shown)) == len(shown) <= 15
 
     def test_a_concept_that_the_model_does_not_write_by_is_not_faithful(self, words: Planted) -> None:
@@ -378,13 +393,13 @@ class TestFaithfulness:
 
 
 class TestIntervals:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def score(self, words: Planted) -> m.InterpretationScore:
         """A judge that is wrong of every fourth example."""
 
         class Erring(WordJudge):
-            def said(self, asked: Mapping[str, Any], prompt: Prompt) -> Mapping[str, Any]:
-                right = super().said(asked, prompt)["answers"]
+            def said(self, prompt: Prompt) -> Mapping[str, Any]:
+                right = super().said(prompt)["answers"]
                 wrong = np.random.default_rng(list(prompt.user.encode())).random(len(right)) < 0.25
                 return {"answers": np.where(wrong, 1 - np.asarray(right), right).tolist()}
 
@@ -541,17 +556,18 @@ class TestHostileTexts:
             assert len({prompt.system for prompt in judge.prompts}) == 1
             for prompt in judge.prompts:
                 assert "Ignore" not in prompt.system
-                asked = json.loads(prompt.user)
-                assert set(asked) == {"description", "texts"}
-                assert asked["description"] == hostile.replace("\ud800", "?")
-                assert prompt.sha256
+                assert "food" not in prompt.system
+                assert label_of(prompt) == hostile.replace("\ud800", "?")
+                assert len(blocks(prompt.user)) == 2
+                plain = [json.loads(line.translate(MARKS)) for line in blocks(prompt.user)[1]]
+                assert all(text.replace("\ufffd", "\0") in "\n".join(texts) for text in plain)
                 prompt.user.encode()
 
-    def test_marks_in_a_text_are_pulled_apart(self, words: Planted) -> None:
+    def test_marks_in_a_text_are_no_marks(self, words: Planted) -> None:
         split, dictionary, _ = words
-        rows = split.get_activations(["<<waiter>> was <<<food>>> <<"] * 8 + ["a the was"] * 8, progress=False)[0]
+        rows = split.get_activations(["«waiter» was «food» «"] * 8 + ["a the was"] * 8, progress=False)[0]
         judge = WordJudge()
         score = m.Fuzzing(Questioner(judge))(dictionary, rows, labels(["food"]))
-        shown = {each["text"] for prompt in judge.prompts for each in json.loads(prompt.user)["texts"]}
-        assert "< <waiter> > was < < < <<food>> > > > < <" in shown
+        lines = {line for prompt in judge.prompts for line in blocks(prompt.user)[1]}
+        assert '"\\u00abwaiter\\u00bb was \\u00ab«food»\\u00bb \\u00ab"' in lines
         assert score.mean == 1.0

@@ -166,9 +166,8 @@ class TestMarks:
     EXAMPLE = Example(0, "good, bad food", 1.0, np.asarray([[0, 4], [4, 5], [6, 9], [10, 14]]), np.zeros(4))
 
     def test_are_round_whole_words(self) -> None:
-        assert marked(self.EXAMPLE, [3, 0]) == "<<good>>, bad <<food>>"
-        assert marked(self.EXAMPLE, []) == "good, bad food"
-        assert marked(self.EXAMPLE, range(4)) == "<<good>><<,>> <<bad>> <<food>>"
+        assert marked(self.EXAMPLE, [3, 0]) == ("good, bad food", ((0, 4), (10, 14)))
+        assert marked(self.EXAMPLE, []) == ("good, bad food", ())
 
     def test_the_threshold_is_used(self) -> None:
         split, _, rows = planted(40)
@@ -183,7 +182,7 @@ class TestMarks:
 
         dictionary = Weighted().fit(rows, progress=False)
         rows = split.get_activations(texts, progress=False)[0]
-        for threshold, expected in ((0.3, "<<food>> and <<waiter>> was"), (0.5, "<<food>> and waiter was")):
+        for threshold, expected in ((0.3, "«food» and «waiter» was"), (0.5, "«food» and waiter was")):
             judge = WordJudge()
             m.Fuzzing(Questioner(judge), threshold=threshold)(dictionary, rows, labels(["food"]))
             assert any(expected in prompt.user for prompt in judge.prompts)
@@ -212,7 +211,7 @@ class TestMarks:
         dictionary = NeuronsAsConcepts().fit(rows, progress=False)
         judge = WordJudge()
         score = m.Fuzzing(Questioner(judge))(dictionary, rows, {6: "the word food"})
-        assert any("the <<food>> the" in prompt.user for prompt in judge.prompts)
+        assert any("the «food» the" in prompt.user for prompt in judge.prompts)
         assert score.mean == 1.0
 
     def test_rows_of_many_words_have_no_marks(self) -> None:

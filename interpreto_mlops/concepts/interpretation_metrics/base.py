@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from interpreto_mlops.concepts.base import check_integer
-from interpreto_mlops.concepts.interpretation_metrics.judging import Cost, ask_all, rating_prompt, read_ratings
+from interpreto_mlops.concepts.interpretation_metrics.judging import Cost, Shown, ask_all, rating_prompt, read_ratings
 from interpreto_mlops.concepts.interpretation_metrics.score import InterpretationScore
 from interpreto_mlops.concepts.interpretation_metrics.statistics import AnswerMetric, Judged
 from interpreto_mlops.concepts.interpretation_metrics.subjects import Labels, Subjects, other_labels, subjects
-from interpreto_mlops.errors import InputError
-from interpreto_mlops.llm import Questioner
+from interpreto_mlops.errors import InputError, LanguageModelError, NotAskedError
+from interpreto_mlops.llm import Answer, Prompt, Questioner
 from interpreto_mlops.registry import NamingRegistry, Registry
 
 if TYPE_CHECKING:
@@ -26,16 +26,28 @@ INTERPRETATION_METRICS: Registry[type[LabelMetric]] = NamingRegistry("interpreta
 """What asks a language model about labels, by the name of its metric in runs."""
 
 
+class _Listing(Questioner):
+    """Takes note of questions and asks none."""
+
+    def ask(self, prompts: Iterable[Prompt]) -> list[Answer | LanguageModelError]:
+        """Return that none was asked."""
+        found: list[Answer | LanguageModelError] = []
+        for prompt in prompts:
+            found.append(NotAskedError("the question was only listed"))
+            self.record.append((prompt, found[-1]))
+        return found
+
+
 @dataclass(frozen=True)
 class Case:
     """What is asked about one concept.
 
     Arguments:
-        texts: the examples, in the order in which they are shown.
+        texts: the examples, with the spans that are marked in them, in the order in which they are shown.
         given: what is known of each, shape (examples,).
     """
 
-    texts: Sequence[str]
+    texts: Sequence[Shown]
     given: Sequence[float]
 
 
@@ -103,6 +115,22 @@ class LabelMetric(ABC):
             self.seed,
         )
 
+    def questions(
+        self,
+        dictionary: ConceptDictionary,
+        activations: ActivationSet,
+        labels: Labels | None = None,
+        *,
+        concepts: Iterable[int] | None = None,
+    ) -> list[Prompt]:
+        """Return what scoring would ask, without asking: `questioner.estimate(…)` says what that takes.
+
+        The arguments and errors are those of the call. Faithfulness lets the model write for it.
+        """
+        listing = _Listing(self.questioner.model)
+        replace(self, questioner=listing)(dictionary, activations, labels, concepts=concepts)
+        return [prompt for prompt, _ in listing.record]
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters by name, but for who asks."""
@@ -158,22 +186,22 @@ class RatingMetric(LabelMetric):
         """Ask about the examples of each case under a label; equal texts of a case are asked about once."""
         prompts, batches = [], []
         for number, (case, label) in enumerate(asked):
-            texts = [text for text in dict.fromkeys(case.texts) if text.strip()]
+            texts = [text for text in dict.fromkeys(case.texts) if text[0].strip()]
             for start in range(0, len(texts), self.per_question):
                 batch = texts[start : start + self.per_question]
                 prompts.append(rating_prompt(self.protocol, label, batch, self.highest, self.seed))
                 batches.append((number, batch))
         answers = ask_all(
-            self.questioner, prompts, lambda i, text: read_ratings(text, len(batches[i][1]), self.highest), cost
+            self.questioner, prompts, lambda i, answer: read_ratings(answer, len(batches[i][1]), self.highest), cost
         )
         # What says nothing shows nothing: nobody has to be asked about it.
-        ratings = [{text: 0 for text in case.texts if not text.strip()} for case, _ in asked]
+        ratings = [{text: 0 for text in case.texts if not text[0].strip()} for case, _ in asked]
         for (number, batch), numbers in zip(batches, answers, strict=True):
             ratings[number].update(zip(batch, numbers or (), strict=False))
         return [_answered(case, rated) for (case, _), rated in zip(asked, ratings, strict=True)]
 
 
-def _answered(case: Case, rated: Mapping[str, int]) -> Judged:
+def _answered(case: Case, rated: Mapping[Shown, int]) -> Judged:
     pairs = [(given, rated[text]) for text, given in zip(case.texts, case.given, strict=True) if text in rated]
     table = np.asarray(pairs, dtype=np.float64).reshape(-1, 2)
     return Judged(table[:, 0], table[:, 1], len(case.texts))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import numpy.typing as npt
-import regex
 
 from interpreto_mlops.concepts.base import check_integer
 from interpreto_mlops.concepts.interpretation_metrics.base import (
@@ -20,9 +18,11 @@ from interpreto_mlops.concepts.interpretation_metrics.base import (
     check_share,
 )
 from interpreto_mlops.concepts.interpretation_metrics.examples import WORD_ROWS, Codes, Example, Examples, Mask
+from interpreto_mlops.concepts.interpretation_metrics.judging import Shown
 from interpreto_mlops.concepts.interpretation_metrics.statistics import detection, fuzzing
 from interpreto_mlops.concepts.interpretation_metrics.subjects import Subjects, columns, neighbours
 from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.llm.fences import MARKS
 
 if TYPE_CHECKING:
     from interpreto_mlops.concepts.activations import ActivationSet
@@ -34,7 +34,7 @@ NEGATIVES = ("random", "hard")
 MARKED_WRONG = ("random_words", "wrong_words")
 """Which words are marked in the wrong examples of fuzzing."""
 
-_OPEN, _CLOSE = "<<", ">>"
+_OPEN, _CLOSE = MARKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class ExampleMetric(RatingMetric):
         floor: float,
         near: Mask | None,
         rng: np.random.Generator,
-    ) -> tuple[list[str], list[str]]:
+    ) -> tuple[list[Shown], list[Shown]]:
         """Return the texts to which the right answer is yes, and those to which it is no."""
 
 
@@ -128,9 +128,9 @@ class Detection(ExampleMetric):
         floor: float,
         near: Mask | None,
         rng: np.random.Generator,
-    ) -> tuple[list[str], list[str]]:
+    ) -> tuple[list[Shown], list[Shown]]:
         inactive = source.inactive(codes, self.n_inactive, rng, floor=floor, near=near)
-        return [each.text for each in active], [each.text for each in inactive]
+        return [marked(each, ()) for each in active], [marked(each, ()) for each in inactive]
 
 
 @INTERPRETATION_METRICS.register("interpretation/fuzzing")
@@ -181,7 +181,7 @@ class Fuzzing(ExampleMetric):
         floor: float,
         near: Mask | None,
         rng: np.random.Generator,
-    ) -> tuple[list[str], list[str]]:
+    ) -> tuple[list[Shown], list[Shown]]:
         right = [np.flatnonzero(each.values >= max(self._least(each), np.nextafter(floor, np.inf))) for each in active]
         texts = [marked(each, words) for each, words in zip(active, right, strict=True)]
         if self.wrong == "wrong_words":
@@ -198,23 +198,7 @@ class Fuzzing(ExampleMetric):
         return self.threshold * float(example.values.max())
 
 
-def marked(example: Example, words: Sequence[int] | npt.NDArray[np.int64]) -> str:
-    """Return an example's text with some of its words marked; marks that the text itself has are pulled apart."""
-    pieces, place = [], 0
-    for word in sorted(int(each) for each in words):
-        start, end = example.words[word].tolist()
-        pieces += [example.text[place:start], _OPEN, example.text[start:end], _CLOSE]
-        place = end
-    return _joined([_plain(piece) for piece in [*pieces, example.text[place:]] if piece])
-
-
-def _joined(pieces: list[str]) -> str:
-    """Join pieces, none of which is to lend a mark one of its brackets."""
-    text = ""
-    for piece in pieces:
-        text += f" {piece}" if text[-1:] == piece[0] and piece[0] in "<>" else piece
-    return text
-
-
-def _plain(text: str) -> str:
-    return text if text in (_OPEN, _CLOSE) else regex.sub(r"(?<=<)(?=<)|(?<=>)(?=>)", " ", text)
+def marked(example: Example, words: Iterable[int]) -> Shown:
+    """Return an example with some of its words marked."""
+    spans = example.words[sorted(int(each) for each in words)].tolist()
+    return example.text, tuple((start, end) for start, end in spans)

@@ -67,7 +67,7 @@ class NaturalRatings(RatingMetric):
             rng = self._rng(concept)
             shown = source.graded(codes, self.n_texts, rng, top_share=self.top_share)
             order = rng.permutation(len(shown)).tolist()
-            cases[concept] = Case([shown[i].text for i in order], [shown[i].activation for i in order])
+            cases[concept] = Case([(shown[i].text, ()) for i in order], [shown[i].activation for i in order])
         return cases
 
 

@@ -85,7 +85,7 @@ class Faithfulness(RatingMetric):
                 for text in self._continuations(dictionary, prompts, {concept: multiple * found.largest[concept]})
             ]
             order = self._rng(concept).permutation(len(shown)).tolist()
-            cases[concept] = Case([shown[i][0] for i in order], [shown[i][1] for i in order])
+            cases[concept] = Case([(shown[i][0], ()) for i in order], [shown[i][1] for i in order])
         return cases
 
     def _continuations(self, dictionary: ConceptDictionary, prompts: list[str], change: dict[int, float]) -> list[str]:

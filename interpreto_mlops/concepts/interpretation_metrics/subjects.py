@@ -148,7 +148,7 @@ def _read(dictionary: ConceptDictionary, activations: ActivationSet, wanted: lis
 
 
 def neighbours(dictionary: ConceptDictionary, concepts: Iterable[int], n: int) -> dict[int, list[int]]:
-    """Return for each concept up to `n` others, those whose directions have the largest positive cosines with its own."""
+    """Return for each concept up to `n` others: those of the directions with the largest positive cosines."""
     directions = torch.nn.functional.normalize(dictionary.dictionary.detach().float(), dim=1)
     found = {}
     for concept in concepts:
