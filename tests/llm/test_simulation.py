@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -274,6 +274,22 @@ class TestUnclearAnswers:
         assert "2 questions without an answer; the first error: TransientError: busy" in l2
         assert "RefusalError: no" in e2
         assert result.cost.failures == 3
+
+    def test_a_budget_that_ends_loses_nothing(self) -> None:
+        study = planted_study(CLASSES)
+
+        class OneRound(Questioner):
+            """Has no budget for a second round."""
+
+            def ask(self, prompts: Iterable[Prompt]) -> list[Answer | LanguageModelError]:
+                if self.record:
+                    raise InputError("more than the budget")
+                return super().ask(prompts)
+
+        found = Simulation(settings=["E3"]).run(study, OneRound(self.reader(study, 1)))
+        assert found.score == 1.0
+        assert found.cost.retries == 0
+        assert found.notes == ("5 questions without a clear answer were not asked again: more than the budget",)
 
     def test_no_answer_at_all_is_an_error(self) -> None:
         class Down(RuleReader):

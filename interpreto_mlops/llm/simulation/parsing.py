@@ -12,9 +12,9 @@ from typing import Any
 
 from interpreto_mlops.errors import InputError
 
-_LINE = re.compile(r"^[\s>*#•\-]*[\"'`*_]*sample[\s_]*(\d+)[\"'`*_]*\s*[:：=]\s*(.*)$", re.IGNORECASE)
+_LINE = re.compile(r"^[\s>*#•\-\"'`_]*sample[\s_]*(\d+)[\"'`*_]*\s*[:：=]\s*(.*)$", re.IGNORECASE)
 _ID = re.compile(r"^sample[\s_]*(\d+)$", re.IGNORECASE)
-_BLOCK = re.compile(r"^\s*```[a-z]*\s*\n(.*?)\n?\s*```\s*$", re.IGNORECASE | re.DOTALL)
+_BLOCK = "```"
 _WRAPPERS = "\"'`*“”‘’«» \t"
 # What may follow a name: quotes, then the end, punctuation that no word goes on after, or a remark after a space.
 _ENDING = re.compile(r"[\"'`*”’»]*(?:\s*$|\s*[.,;:!?|—–](?!\w)|\s+(?:[(\[—–#]|-\s|//))")
@@ -105,8 +105,9 @@ def parse_answer(text: str, names: ClassNames, n_samples: int) -> Parsed:
 
 def _pairs(text: str) -> list[tuple[str, int, Any]]:
     """Return what was answered for which text: (as it was written, number, answer); -1 for what is no number."""
-    block = _BLOCK.match(text)
-    inner = block.group(1) if block else text
+    inner = text.strip()
+    if inner.startswith(_BLOCK) and inner.endswith(_BLOCK):
+        inner = inner.removesuffix(_BLOCK).partition("\n")[2]
     if inner.lstrip().startswith("{"):
         try:
             found = json.loads(inner, object_pairs_hook=_Object)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from interpreto_mlops.errors import InputError, LanguageModelError, RefusalError
+from interpreto_mlops.errors import InputError, LanguageModelError, TransientError
 from interpreto_mlops.llm.base import Answer, Prompt
 from interpreto_mlops.llm.questioner import Questioner
 from interpreto_mlops.llm.simulation.parsing import ClassNames, parse_answer
@@ -108,17 +108,23 @@ class Simulation:
             raise errors[0]
         attempts = [[_Read.of(each, answer, names)] for each, answer in zip(questions, first, strict=True)]
         again = [place for place, tries in enumerate(attempts) if tries[0].is_worth_asking_again]
-        if again:
-            second = [replace(questions[place], prompt=questions[place].second) for place in again]
-            answers = questioner.ask([question.prompt for question in second])
-            for place, question, answer in zip(again, second, answers, strict=True):
-                attempts[place].append(_Read.of(question, answer, names))
+        second = [replace(questions[place], prompt=questions[place].second) for place in again]
+        answers, notes = _second_answers(questioner, second)
+        for place, question, answer in zip(again, second, answers, strict=False):
+            attempts[place].append(_Read.of(question, answer, names))
         trials = [_trial(question, tries) for question, tries in zip(questions, attempts, strict=True)]
         drawn = {question.seed: question.phases for question in questions}
         model = questioner.model
         return scored(
-            study, trials, drawn, name=name, model=model.name, price=model.price, parameters=self.parameters
-        )  # fmt: skip
+            study,
+            trials,
+            drawn,
+            name=name,
+            model=model.name,
+            price=model.price,
+            parameters=self.parameters,
+            notes=notes,
+        )
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -168,7 +174,7 @@ class _Read:
         n = len(question.phases.evaluate)
         if isinstance(answer, LanguageModelError):
             attempt = Attempt(question.prompt, None, f"{type(answer).__name__}: {answer}", n)
-            return cls(attempt, {}, not isinstance(answer, RefusalError))
+            return cls(attempt, {}, isinstance(answer, TransientError))
         found = parse_answer(answer.text, names, n)
         problems: dict[str, Sequence[Any]] = {
             "duplicates": found.duplicates,
@@ -178,6 +184,18 @@ class _Read:
         told = {kind: tuple(each) for kind, each in problems.items() if each}
         attempt = Attempt(question.prompt, answer, None, n - len(found.classes), told)
         return cls(attempt, found.classes, attempt.unparsed > 0)
+
+
+def _second_answers(
+    questioner: Questioner, questions: Sequence[_Question]
+) -> tuple[list[Answer | LanguageModelError], tuple[str, ...]]:
+    """Ask once more, and say where that was refused: what was answered before is not lost for want of a budget."""
+    if not questions:
+        return [], ()
+    try:
+        return questioner.ask([question.prompt for question in questions]), ()
+    except InputError as error:
+        return [], (f"{len(questions)} questions without a clear answer were not asked again: {error}",)
 
 
 def _trial(question: _Question, tries: Sequence[_Read]) -> Trial:

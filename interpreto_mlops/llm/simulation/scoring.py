@@ -39,6 +39,7 @@ def scored(
     model: str,
     price: Price | None,
     parameters: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> SimulationResult:
     """Score the answers of all settings and seeds.
 
@@ -50,6 +51,7 @@ def scored(
         model: the reader's name.
         price: of its tokens.
         parameters: of the simulation; `min_parsed` is read.
+        notes: what else is to be said.
     """
     samples = _samples(study, trials)
     asked = list(dict.fromkeys(trial.setting for trial in trials))
@@ -63,7 +65,7 @@ def scored(
         chance=_chance(study, drawn),
         cost=_cost(trials, price),
         trials=tuple(trials),
-        notes=_notes(study, drawn, asked),
+        notes=(*_notes(study, drawn, asked), *notes),
         parameters=parameters,
         samples=samples,
     )
