@@ -1,12 +1,24 @@
 """Language models that are asked questions: back ends, and how many questions are asked safely and cheaply."""
 
 from interpreto_mlops.llm.base import Answer, LanguageModel, Price, Prompt
-from interpreto_mlops.llm.questioner import Questioner
+from interpreto_mlops.llm.cache import AnswerCache
+from interpreto_mlops.llm.openai_endpoint import OpenAIModel
+from interpreto_mlops.llm.questioner import Call, Questioner
+from interpreto_mlops.llm.retrying import Backoff, Clock
+from interpreto_mlops.llm.spending import Budget, Estimate, Totals
 
 __all__ = [
     "Answer",
+    "AnswerCache",
+    "Backoff",
+    "Budget",
+    "Call",
+    "Clock",
+    "Estimate",
     "LanguageModel",
+    "OpenAIModel",
     "Price",
     "Prompt",
     "Questioner",
+    "Totals",
 ]

@@ -76,7 +76,7 @@ class LanguageModel(ABC):
 
     Arguments:
         name: the model, as runs and labels name it.
-        price: of its tokens; None where they cost nothing.
+        price: of its tokens; None where it is not known.
     """
 
     name: str
@@ -94,6 +94,7 @@ class LanguageModel(ABC):
         Raises:
             TransientError: asking again may help.
             RefusalError: it will not.
+            UnusableModelError: no question will be answered.
         """
 
     def count_tokens(self, text: str) -> int:
