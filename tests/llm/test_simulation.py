@@ -39,7 +39,7 @@ CLASSES = ("sports", "sports news", "world affairs", "science")
 
 
 def simulate(reader: RuleReader, study: Study, **options: object) -> SimulationResult:
-    return Simulation(**options).run(study, Questioner(reader))  # type: ignore[arg-type]
+    return Simulation(**options).run(study, Questioner(reader, retries=0))  # type: ignore[arg-type]
 
 
 def score(result: SimulationResult, setting: str) -> float:
