@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ def consim(
     *,
     labels: Sequence[int | str] | None = None,
     descriptions: Sequence[ConceptDescription] | None = None,
+    opposed: Mapping[int, Sequence[str]] | None = None,
     importance: ConceptImportance | None = None,
     method: str | ImportanceMethod = "gradient_x_activation",
     layer: int | str | None = None,
@@ -59,6 +60,7 @@ def consim(
             are not balanced over right and wrong predictions.
         descriptions: what the concepts are called; None takes the dictionary's own. A given label is shown alone, else
             up to five words.
+        opposed: words at the other end of signed concepts, by their numbers; up to five are shown.
         importance: of the concepts for the classes; None takes the mean over these texts, by predicted class.
         method: of importance, a name of `IMPORTANCE` or a method with its parameters.
         layer: the split point; None takes the dictionary's own layer, or the only split point.
@@ -85,6 +87,7 @@ def consim(
         texts,
         labels=labels,
         descriptions=descriptions,
+        opposed=opposed,
         importance=importance,
         method=method,
         layer=layer,
@@ -101,6 +104,7 @@ def concept_study(
     *,
     labels: Sequence[int | str] | None = None,
     descriptions: Sequence[ConceptDescription] | None = None,
+    opposed: Mapping[int, Sequence[str]] | None = None,
     importance: ConceptImportance | None = None,
     method: str | ImportanceMethod = "gradient_x_activation",
     layer: int | str | None = None,
@@ -120,7 +124,7 @@ def concept_study(
         raise InputError(
             f"{model.name!r} cannot be simulated: that needs a sequence classifier with at least two exclusive classes"
         )
-    features = _features(dictionary, descriptions)
+    features = _features(dictionary, descriptions, opposed or {})
     if isinstance(texts, TextDataset):
         labels = texts.labels if labels is None else labels
         texts = texts.texts
@@ -140,7 +144,11 @@ def concept_study(
     return Study(model.labels, samples, Explanation(FeatureKind.CONCEPT, features, shares))
 
 
-def _features(dictionary: ConceptDictionary, descriptions: Sequence[ConceptDescription] | None) -> tuple[Feature, ...]:
+def _features(
+    dictionary: ConceptDictionary,
+    descriptions: Sequence[ConceptDescription] | None,
+    opposed: Mapping[int, Sequence[str]],
+) -> tuple[Feature, ...]:
     told = dictionary.descriptions if descriptions is None else descriptions
     if told is None:
         raise InputError(
@@ -155,7 +163,10 @@ def _features(dictionary: ConceptDictionary, descriptions: Sequence[ConceptDescr
         )
     if any(each.hidden_label is not None for each in told):
         raise InputError("the descriptions hold hashes in the place of words, which tell a reader nothing")
-    return tuple(Feature(number, _words(by_number[number])) for number in range(dictionary.n_concepts))
+    return tuple(
+        Feature(number, _words(by_number[number]), tuple(opposed.get(number, ()))[:_WORDS])
+        for number in range(dictionary.n_concepts)
+    )
 
 
 def _words(description: ConceptDescription) -> tuple[str, ...]:

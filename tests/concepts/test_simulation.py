@@ -144,6 +144,20 @@ class TestStudy:
         assert shown[4:] == [tuple(w.word for w in each.words[:5]) for each in dictionary.descriptions[4:]]
         assert [feature.id for feature in study.explanation.features] == list(range(8))
 
+    def test_words_of_the_other_end_are_shown_beside(
+        self, split: ModelWithSplitPoints, dictionary: ConceptDictionary
+    ) -> None:
+        opposed = {number: [f"not{number}.{k}" for k in range(7)] for number in range(0, 8, 2)}
+        reader = RuleReader(at_random)
+        consim(
+            split, dictionary, some_texts(), Questioner(reader), opposed=opposed, settings=["E1"], **SMALL
+        )  # fmt: skip
+        told = read_sections(reader.asked[0].user)["concepts"]
+        assert told
+        for each in told:
+            number = int(each["id"].removeprefix("concept_"))
+            assert each.get("opposed", []) == opposed.get(number, [])[:5]
+
     @pytest.mark.parametrize("architecture", ["gpt2", "bert"])
     def test_other_architectures_and_sparse_codes(self, architecture: str, tiny_model: MakeModel) -> None:
         split = ModelWithSplitPoints(tiny_model(architecture), [1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -340,6 +341,35 @@ class TestResult:
         assert result.gain is None
         assert math.isnan(result.to_frame()["gain"][0])
         assert "simulatability/consim_gain" not in result.metrics
+
+    def test_plain_json(self) -> None:
+        study = planted_study(CLASSES, labelled=False)
+        result = simulate(RuleReader(oracle(known(study))), study, settings=["L2", "E3"])
+        plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert plain == result.to_dict()
+        assert [each["setting"] for each in plain["settings"]] == plain["parameters"]["settings"] == ["L2", "E3"]
+        assert plain["settings"][0]["on_right"] is None
+        assert plain["settings"][0]["interval"] == [1.0, 1.0]
+        assert Simulation(**plain["parameters"]) == Simulation(settings=["L2", "E3"])
+
+    def test_hidden_results_hold_no_text(self) -> None:
+        study = planted_study(CLASSES)
+
+        class Quoting(RuleReader):
+            def answer(self, prompt: Prompt) -> Answer:
+                if "reference" in prompt.system:
+                    raise RefusalError(f"no: {prompt.user}")
+                return Answer(f"Sample_1: {prompt.user}\n{super().answer(prompt).text}")
+
+        result = simulate(Quoting(oracle(known(study))), study, settings=["L1", "L2"], seeds=[0])
+        assert any(attempt.problems for trial in result.trials for attempt in trial.attempts)
+        shown = result.hidden()
+        for where in (repr(shown.trials), shown.questions_frame().to_csv(), shown.samples_frame().to_csv()):
+            assert "word1" not in where
+            assert "sign1" not in where
+        assert shown.metrics == result.metrics
+        assert shown.questions_frame()["error"].tolist()[-1] == "RefusalError"
+        assert result.questions_frame()["user"].str.contains("sign1").all()
 
     def test_repr_says_score_gain_and_chance(self) -> None:
         study = planted_study(CLASSES)

@@ -242,6 +242,10 @@ class TestAnswers:
         assert parsed.unknown_classes == ["5"]
         assert parsed.unknown_ids == ["Other", "Sample_4"]
 
+    def test_what_a_model_thinks_aloud_is_no_answer(self) -> None:
+        text = "<think>\nSample_1: news\nSample_2: C\n</think>\n\nSample_1: C++"
+        assert parse_answer(text, ClassNames(NAMES), 2).classes == {1: 5}
+
     def test_json_with_a_key_twice(self) -> None:
         parsed = parse_answer('{"Sample_1": "C", "Sample_1": "C++", "Sample_2": "C"}', ClassNames(NAMES), 2)
         assert parsed.classes == {2: 4}

@@ -15,6 +15,8 @@ from interpreto_mlops.errors import InputError
 _LINE = re.compile(r"^[\s>*#•\-\"'`_]*sample[\s_]*(\d+)[\"'`*_]*\s*[:：=]\s*(.*)$", re.IGNORECASE)
 _ID = re.compile(r"^sample[\s_]*(\d+)$", re.IGNORECASE)
 _BLOCK = "```"
+# What comes before is what a model says to itself.
+_THOUGHT = "</think>"
 _WRAPPERS = "\"'`*“”‘’«» \t"
 # What may follow a name: quotes, then the end, punctuation that no word goes on after, or a remark after a space.
 _ENDING = re.compile(r"[\"'`*”’»]*(?:\s*$|\s*[.,;:!?|—–](?!\w)|\s+(?:[(\[—–#]|-\s|//))")
@@ -105,7 +107,7 @@ def parse_answer(text: str, names: ClassNames, n_samples: int) -> Parsed:
 
 def _pairs(text: str) -> list[tuple[str, int, Any]]:
     """Return what was answered for which text: (as it was written, number, answer); -1 for what is no number."""
-    inner = text.strip()
+    inner = text.rpartition(_THOUGHT)[2].strip()
     if inner.startswith(_BLOCK) and inner.endswith(_BLOCK):
         inner = inner.removesuffix(_BLOCK).partition("\n")[2]
     if inner.lstrip().startswith("{"):

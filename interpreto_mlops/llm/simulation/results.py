@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 
 from interpreto_mlops.llm.base import Answer, Prompt
 from interpreto_mlops.llm.simulation.settings import BASELINE, SCORE, Setting
+from interpreto_mlops.text.hiding import hidden
 
 Floats = npt.NDArray[np.float64]
 
@@ -239,10 +240,55 @@ class SimulationResult:
                 )
         return pd.DataFrame(rows)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores as plain JSON (no NaN), without questions and answers, which frames hold."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "score": self.score,
+            "settings": [_plain(asdict(each) | {"parse_share": each.parse_share}) for each in self.settings.values()],
+            "gain": self.gain and _plain(asdict(self.gain)),
+            "chance": asdict(self.chance),
+            "cost": asdict(self.cost),
+            "notes": list(self.notes),
+            "parameters": dict(self.parameters),
+        }
+
+    def hidden(self) -> SimulationResult:
+        """Return the same without texts: hashes stand for what was asked and answered."""
+        return replace(self, trials=tuple(_hidden(trial) for trial in self.trials))
+
     def __repr__(self) -> str:
         said = "no score" if self.score is None else f"{self.score:.3f}"
         gain = "" if self.gain is None or self.gain.score is None else f", {self.gain.score:+.3f} over {BASELINE.value}"
         return f"SimulationResult({self.name} by {self.model}: {said}{gain}; chance {self.chance.majority:.3f})"
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: _number(value) for name, value in entry.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_number(each) for each in value]
+    if isinstance(value, Setting):
+        return value.value
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _hidden(trial: Trial) -> Trial:
+    return replace(trial, attempts=tuple(_hidden_attempt(attempt) for attempt in trial.attempts))
+
+
+def _hidden_attempt(attempt: Attempt) -> Attempt:
+    """An answer or an error may repeat what was asked, so all of them go."""
+    return replace(
+        attempt,
+        prompt=replace(attempt.prompt, user=hidden(attempt.prompt.user), schema=None),
+        answer=attempt.answer and replace(attempt.answer, text=hidden(attempt.answer.text)),
+        error=attempt.error and attempt.error.partition(":")[0],
+        problems={kind: tuple(hidden(str(each)) for each in found) for kind, found in attempt.problems.items()},
+    )
 
 
 def right(samples: pd.DataFrame, setting: Setting, against: str = "model") -> Floats:
