@@ -33,7 +33,8 @@ class Prompt:
     @property
     def sha256(self) -> str:
         """The hash of all that it says: equal questions have the same."""
-        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        said = {**asdict(self), "temperature": float(self.temperature)}
+        text = json.dumps(said, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -99,4 +100,4 @@ class LanguageModel(ABC):
 
     def count_tokens(self, text: str) -> int:
         """Return about how many tokens a text has: four bytes each, unless the back end knows better."""
-        return -(-len(text.encode()) // 4)
+        return -(-len(text.encode(errors="surrogatepass")) // 4)

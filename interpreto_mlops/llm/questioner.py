@@ -15,6 +15,7 @@ from tqdm import tqdm
 from interpreto_mlops.errors import InputError, LanguageModelError, NotAskedError, TransientError, UnusableModelError
 from interpreto_mlops.llm.base import Answer, LanguageModel, Prompt
 from interpreto_mlops.llm.cache import AnswerCache
+from interpreto_mlops.llm.recorded import write_answers
 from interpreto_mlops.llm.retrying import Backoff, Clock, Retrier
 from interpreto_mlops.llm.spending import Budget, Estimate, Ledger, Totals, most_tokens
 
@@ -155,6 +156,14 @@ class Questioner:
             cached = len(pairs) - failed - len(put)
             self._ledger.count(len(pairs), cached, failed, time.monotonic() - start)
         return [outcome for _, outcome in pairs]
+
+    def save_answers(self, path: str | Path) -> Path:
+        """Write all answers of the record to a file that `RecordedAnswers` replays, and return its path.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        return write_answers(path, self.record, model=self.model.name)
 
     def _run(self, todo: Mapping[str, Prompt], this: _Round) -> None:
         """Ask in threads; what is in flight when this is interrupted is waited for, since it is paid for."""
