@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from interpreto_mlops.llm.base import Prompt
+from interpreto_mlops.llm.fences import quoted
 from interpreto_mlops.llm.simulation.importances import Floats, kept, mark, threshold
 from interpreto_mlops.llm.simulation.sampling import Phases
 from interpreto_mlops.llm.simulation.settings import Setting
@@ -154,10 +154,12 @@ class _Told:
 
 
 def as_json(value: Any) -> str:
-    """Return a value as one line of JSON, which no text in it can end."""
-    plain = json.dumps(value, ensure_ascii=False)
-    # JSON leaves the separators of lines and paragraphs of Unicode, and the old "next line", as they are.
-    return plain.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+    """Return strings, lists and mappings as one line of JSON; no string in it can end it or look like the protocol."""
+    if isinstance(value, str):
+        return quoted(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_json, value)) + "]"
+    return "{" + ", ".join(f"{quoted(key)}: {as_json(each)}" for key, each in value.items()) + "}"
 
 
 def _schema(n: int, names: Sequence[str]) -> dict[str, Any]:
