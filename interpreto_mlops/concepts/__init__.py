@@ -46,6 +46,7 @@ from interpreto_mlops.concepts.metrics import (
     stability,
     stability_random,
 )
+from interpreto_mlops.concepts.simulation import concept_study, consim
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
@@ -118,6 +119,8 @@ __all__ = [
     "align",
     "check_belongs",
     "concept_importance",
+    "concept_study",
+    "consim",
     "evaluate",
     "evaluate_effect",
     "evaluate_rows",
