@@ -210,14 +210,14 @@ def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, hide_texts: 
     """
     with said_plainly():
         console = console_of(quiet)
-        from interpreto_mlops.workflows.execute import execute
         from interpreto_mlops.workflows.recipes import load_recipe
+        from interpreto_mlops.workflows.running import carry_out
 
         loaded = load_recipe(recipe)
         given: dict[str, Any] = {} if catalogue_uri is None else {"catalogue_uri": catalogue_uri}
         given |= {"catalogue": False} if no_catalogue else {}
         given |= {"hide_texts": True} if hide_texts else {}
-        execute(loaded.model_copy(update=given), command=this_command(), console=console)
+        carry_out(loaded.model_copy(update=given), command=this_command(), console=console)
 
 
 def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()) -> None:

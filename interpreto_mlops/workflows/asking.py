@@ -44,7 +44,7 @@ class Asked(BaseModel):
     Arguments:
         model: `openai:NAME` for any OpenAI-compatible endpoint, `local:FOLDER` or `local:HUB_ID` for a model that runs
             here, `answers:FILE` for recorded answers.
-        base_url: of the endpoint, such as `http://localhost:11434/v1`; `OPENAI_BASE_URL`, else OpenAI's own, by default.
+        base_url: of the endpoint, such as `http://localhost:11434/v1`; by default `OPENAI_BASE_URL`, else OpenAI's own.
         key_variable: the environment variable that holds the endpoint's key.
         price: of a million tokens that are read, and of a million that are written.
         max_tokens: that may be spent, read and written ones together.
@@ -109,7 +109,9 @@ def language_model(asked: Asked) -> LanguageModel:
     )
 
 
-def questioner(asked: Asked, console: Console, store: Store | None = None, *, estimate_only: bool = False) -> Questioner:
+def questioner(
+    asked: Asked, console: Console, store: Store | None = None, *, estimate_only: bool = False
+) -> Questioner:
     """Return what asks the language model.
 
     Arguments:

@@ -18,7 +18,7 @@ from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_o
 from interpreto_mlops.workflows.concept_cells import ConceptCell, concept_table
 from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
-from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, Recipe
+from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, ExplainRecipe
 from interpreto_mlops.workflows.reports import report_run, write_report
 from interpreto_mlops.workflows.workspace import Workspace
 
@@ -49,7 +49,7 @@ class Outcome:
         return [*cells, *((each.run_id, None) for each in self.concepts), (self.report_run_id, None)]
 
 
-def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> Outcome:
+def execute(recipe: ExplainRecipe, *, command: str, console: Console | None = None) -> Outcome:
     """Carry a recipe out.
 
     Arguments:
@@ -65,7 +65,7 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         return _execute(recipe, command, console or Console(quiet=True))
 
 
-def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
+def _execute(recipe: ExplainRecipe, command: str, console: Console) -> Outcome:
     texts_are_hidden()  # What the environment says of it must be readable.
     recipe.check()
     dataset = load_dataset(
@@ -94,7 +94,7 @@ def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
     return outcome
 
 
-def _carry_out(job: Job, recipe: Recipe, plan: Plan | None) -> Outcome:
+def _carry_out(job: Job, recipe: ExplainRecipe, plan: Plan | None) -> Outcome:
     console, store = job.console, job.store
     workspace = Workspace(recipe.workspace if isinstance(recipe, ConceptsRecipe) else None)
     if count := workspace.close_abandoned(store):
@@ -115,7 +115,7 @@ def _carry_out(job: Job, recipe: Recipe, plan: Plan | None) -> Outcome:
     return outcome
 
 
-def _arithmetic(recipe: Recipe) -> dict[str, Any]:
+def _arithmetic(recipe: ExplainRecipe) -> dict[str, Any]:
     """Return how the model is to compute."""
     if isinstance(recipe, AttributeRecipe):
         return {"dtype": recipe.dtype, "autocast": recipe.autocast, "compile": recipe.compile}

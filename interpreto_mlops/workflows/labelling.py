@@ -13,11 +13,12 @@ from interpreto_mlops.concepts import (
     ConceptDescription,
     ConceptDictionary,
     ConceptImportance,
+    LLMLabels,
+    TopKInputs,
     concept_importance,
     evaluate,
     top_words,
 )
-from interpreto_mlops.concepts.interpretation import LLMLabels, TopKInputs
 from interpreto_mlops.concepts.interpretation_metrics import InterpretationScore, score_labels
 from interpreto_mlops.errors import InputError, LanguageModelError
 from interpreto_mlops.llm import Estimate, Questioner
@@ -27,7 +28,7 @@ from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.concept_evidence import register_dictionary, write_dictionary
 from interpreto_mlops.tracking.label_evidence import write_names
 from interpreto_mlops.tracking.logged_models import check_name
-from interpreto_mlops.tracking.runs import RunLog, run
+from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.workflows.asking import Estimating, question_costs, questioner, totals_line, write_questions
 from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_over

@@ -11,12 +11,12 @@ from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.llm.simulation import Setting, Simulation
 from interpreto_mlops.registry import check_options
 from interpreto_mlops.workflows.asking import Asked
-from interpreto_mlops.workflows.recipe_base import DataRecipe
+from interpreto_mlops.workflows.recipe_base import StoreRecipe
 
 _GROUP = "interpretation/"
 
 
-class LabelRecipe(DataRecipe):
+class LabelRecipe(StoreRecipe):
     """Name the concepts of a stored dictionary, score the names, and register them as its next version.
 
     What names texts and store is as in `AttributeRecipe`.
@@ -44,6 +44,7 @@ class LabelRecipe(DataRecipe):
 
     kind: Literal["label"] = "label"
     dictionary: str
+    data: str
     base_model: str | None = None
     llm: Asked | None = None
     labels: str | None = None
@@ -51,7 +52,7 @@ class LabelRecipe(DataRecipe):
     concepts: list[Annotated[int, Field(ge=0)]] | None = None
     n_examples: Annotated[int, Field(ge=1)] = 10
     n_silent: Annotated[int, Field(ge=0)] = 5
-    metrics: list[str] = ["detection"]
+    metrics: list[str] = Field(default=["detection"])
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     shuffled: bool = True
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.3
@@ -85,7 +86,7 @@ class LabelRecipe(DataRecipe):
         return [] if self.llm is None else [_full(name) for name in self.metrics]
 
 
-class ConsimRecipe(DataRecipe):
+class ConsimRecipe(StoreRecipe):
     """Ask a language model what a classifier says of texts, without and with its stored explanation.
 
     What names texts and store is as in `AttributeRecipe`; `label_column` names the right classes.
@@ -106,12 +107,12 @@ class ConsimRecipe(DataRecipe):
     """
 
     kind: Literal["consim"] = "consim"
-    data: str | None = None  # type: ignore[assignment]
     subject: str
+    data: str | None = None
     base_model: str | None = None
     llm: Asked
     importance: str = "gradient_x_activation"
-    settings: Annotated[list[str], Field(min_length=1)] = [setting.value for setting in Setting]
+    settings: list[str] = Field(default=[setting.value for setting in Setting], min_length=1)
     seeds: Annotated[int, Field(ge=1)] = 5
     n_learn: Annotated[int, Field(ge=1)] = 20
     n_evaluate: Annotated[int, Field(ge=1)] = 20

@@ -4,54 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from interpreto_mlops.attributions import METHODS
 from interpreto_mlops.attributions.metrics import METRICS
 from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
-from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.errors import InputError
 from interpreto_mlops.registry import check_options as check_options
 from interpreto_mlops.registry import parameters_of as parameters_of
-
-Positive = Annotated[int, Field(ge=1)]
-Names = Annotated[list[str], Field(min_length=1)]
-
-
-class _Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    data: str
-    text_column: str = "text"
-    label_column: str | None = None
-    split: str = "test"
-    max_texts: Positive | None = None
-    tracking_uri: str | None = None
-    experiment: str | None = None
-    catalogue_uri: str | None = None
-    catalogue: bool = True
-    hide_texts: bool = False
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
-    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-
-    def options_of(self, method: str) -> dict[str, Any]:
-        """Return the parameters that the recipe gives one method."""
-        return dict(self.options.get(method, {}))
-
-    def _check_options(self, kinds: Mapping[str, Any], what: str = "method") -> None:
-        for name, given in self.options.items():
-            if name not in kinds:
-                raise UnknownNameError(f"{what} in options", name, kinds)
-            check_options(kinds[name], name, given)
+from interpreto_mlops.workflows.meaning_recipes import ConsimRecipe, LabelRecipe
+from interpreto_mlops.workflows.recipe_base import ModelRecipe, Names, Positive
 
 
-class AttributeRecipe(_Recipe):
+class AttributeRecipe(ModelRecipe):
     """Explain texts by attributions and score the explanations.
 
     Arguments:
@@ -84,8 +55,8 @@ class AttributeRecipe(_Recipe):
     """
 
     kind: Literal["attribute"] = "attribute"
-    methods: Names = ["occlusion", "integrated_gradients", "kernel_shap"]
-    metrics: list[str] = ["insertion", "deletion", "comprehensiveness", "sufficiency"]
+    methods: Names = Field(default=["occlusion", "integrated_gradients", "kernel_shap"])
+    metrics: list[str] = Field(default=["insertion", "deletion", "comprehensiveness", "sufficiency"])
     granularity: str = "word"
     inference_mode: str = "logits"
     replacement: str | int = "auto"
@@ -121,7 +92,7 @@ class AttributeRecipe(_Recipe):
             raise InputError("what is explained is said once, not by 'target' and 'target_column'")
 
 
-class ConceptsRecipe(_Recipe):
+class ConceptsRecipe(ModelRecipe):
     """Learn concept dictionaries of layers, score, label and register them.
 
     What names model, texts and store is as in `AttributeRecipe`.
@@ -151,8 +122,8 @@ class ConceptsRecipe(_Recipe):
 
     kind: Literal["concepts"] = "concepts"
     layers: Annotated[list[int | str], Field(min_length=1)]
-    methods: Names = ["pca", "topk_sae"]
-    n_concepts: Annotated[list[Positive], Field(min_length=1)] = [64]
+    methods: Names = Field(default=["pca", "topk_sae"])
+    n_concepts: Annotated[list[Positive], Field(default=[64], min_length=1)]
     seeds: Positive = 2
     first_seed: Annotated[int, Field(ge=0)] = 0
     granularity: str = "token"
@@ -240,7 +211,8 @@ def _setting(text: str, form: str) -> tuple[str, Any]:
         raise InputError(f"the value of {name.strip()!r} is not YAML: {value!r}") from error
 
 
-Recipe = AttributeRecipe | ConceptsRecipe
+ExplainRecipe = AttributeRecipe | ConceptsRecipe
+Recipe = ExplainRecipe | LabelRecipe | ConsimRecipe
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 

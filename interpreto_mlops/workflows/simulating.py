@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,18 +97,17 @@ def simulate(
 
 
 def _counted(explained: _Explained, asker: Estimating) -> Estimate:
-    try:
+    with suppress(LanguageModelError):  # nothing is asked, so nothing is answered
         explained.ask(asker)
-    except LanguageModelError:
-        pass  # nothing was asked, so nothing was answered
     return asker.counted()
 
 
 def _texts(recipe: ConsimRecipe) -> TextDataset | None:
     if recipe.data is None:
         return None
-    columns = {"text_column": recipe.text_column, "label_column": recipe.label_column}
-    return load_dataset(recipe.data, **columns, split=recipe.split).head(recipe.max_texts)
+    return load_dataset(
+        recipe.data, text_column=recipe.text_column, label_column=recipe.label_column, split=recipe.split
+    ).head(recipe.max_texts)
 
 
 def _dictionary(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, console: Console) -> _Explained:
