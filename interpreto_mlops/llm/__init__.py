@@ -1,5 +1,8 @@
 """Language models that are asked questions: back ends, and how many questions are asked safely and cheaply."""
 
+from typing import TYPE_CHECKING
+
+from interpreto_mlops.lazy import lazily
 from interpreto_mlops.llm.answers import schema_of, strict_answer
 from interpreto_mlops.llm.base import Answer, LanguageModel, Price, Prompt
 from interpreto_mlops.llm.cache import AnswerCache
@@ -10,6 +13,12 @@ from interpreto_mlops.llm.recorded import RecordedAnswers, write_answers
 from interpreto_mlops.llm.retrying import Backoff, Clock
 from interpreto_mlops.llm.spending import Budget, Estimate, Totals
 
+if TYPE_CHECKING:
+    from interpreto_mlops.llm.local import LocalModel
+
+# A model in this process needs torch, which the others do without.
+__getattr__ = lazily(__name__, {"LocalModel": "interpreto_mlops.llm.local"})
+
 __all__ = [
     "Answer",
     "AnswerCache",
@@ -19,6 +28,7 @@ __all__ = [
     "Clock",
     "Estimate",
     "LanguageModel",
+    "LocalModel",
     "OpenAIModel",
     "Price",
     "Prompt",

@@ -1,7 +1,8 @@
 """Text of data sets in prompts: data between fences, which nothing in it can open, close or imitate.
 
 Each text is a JSON string on a line of its own, so its line breaks and quotes are escaped. So are the marks, and what
-tokenizers take for special tokens (`<|im_end|>`, `</s>`, `[INST]`) where a server writes a chat template. The fence's name is made from the texts, and is in none of them.
+tokenizers take for special tokens (`<|im_end|>`, `</s>`, `[INST]`) where a server writes a chat template. The name of
+the fence is made from the texts, and is in none of them.
 """
 
 from __future__ import annotations
