@@ -17,7 +17,7 @@ from interpreto_mlops.concepts.importance import (
 )
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
 from interpreto_mlops.concepts.interpretation.aligned_labels import AlignedLabels, Alignment, align
-from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore
+from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore, interpret
 from interpreto_mlops.concepts.interpretation.llm_labels import LabelAttempt, LabelledConcepts, LLMLabels
 from interpreto_mlops.concepts.interpretation.token_change import TokenChange, TokenEffects
 from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
@@ -125,6 +125,7 @@ __all__ = [
     "evaluate_effect",
     "evaluate_rows",
     "fit_together",
+    "interpret",
     "intervention_effect",
     "local_importance",
     "probe_texts",

@@ -95,7 +95,7 @@ class SampledValues:
             np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float64)
         )
         self._waiting: list[_Drawn] = []
-        self._room = max(2**16, n_columns * size // 2)
+        self._room = max(2**12, n_columns * size // 2)
 
     def add(self, values: npt.NDArray[np.float32], first_row: int) -> None:
         """Take the next rows, shape (rows, columns); `first_row` is the number of the first."""

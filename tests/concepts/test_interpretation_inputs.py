@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +17,14 @@ from interpreto_mlops.concepts import (
     ActivationSet,
     ConceptInputs,
     Example,
+    Interpretation,
+    LLMLabels,
     ModelWithSplitPoints,
     PCAConcepts,
+    TokenChange,
     TopKInputs,
     TopKSAEConcepts,
+    interpret,
 )
 from interpreto_mlops.concepts.ranking import SampledValues, mirrored
 from interpreto_mlops.errors import InputError, IntegrityError, UnknownNameError
@@ -285,3 +292,48 @@ def test_what_is_missing_or_wrong_is_said(tmp_path: Path, tiny_model: Callable[.
 def test_the_registry_knows_it() -> None:
     assert INTERPRETATIONS.get("top_k_inputs") is TopKInputs
     assert TopKInputs().parameters["k"] == 10
+
+
+@pytest.mark.parametrize("options", [{}, {"quantiles": 5}, {"unit": "text", "unique": False, "bottom": True}])
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path, options: dict[str, object]) -> None:
+    peaks = []
+    for n_texts in (500, 4000):
+        rng = np.random.default_rng(0)
+        texts = [" ".join(rng.choice(SYLLABLES, 6)) for _ in range(n_texts)]
+        spans = [(number, m.start(), m.end()) for number, text in enumerate(texts) for m in re.finditer(r"\S+", text)]
+        codes = rng.random((len(spans), 4)).tolist()
+        activations = written_set(
+            tmp_path / str(n_texts), texts, [(*span, row) for span, row in zip(spans, codes, strict=True)]
+        )
+        columns = (activations.texts, activations.text_ids, activations.spans)
+        assert len(columns) == 3
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("interpreto_mlops.concepts.base._CHUNK_NUMBERS", 4000)
+            patch.setattr("interpreto_mlops.concepts.activations._BUFFER_BYTES", 2**14)
+            tracemalloc.start()
+            TopKInputs(**options)(identity(4), activations)  # type: ignore[arg-type]
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 1.3 * peaks[0] + 50_000
+
+
+def test_a_method_by_its_name(tmp_path: Path) -> None:
+    activations = random_set(tmp_path)
+    by_name = interpret(identity(3), "top_k_inputs", activations, options={"k": 2}, concepts=[1])
+    assert by_name == TopKInputs(k=2)(identity(3), activations, concepts=[1])
+    with pytest.raises(UnknownNameError, match="unknown concept interpretation 'top_words'"):
+        interpret(identity(3), "top_words", activations)
+    with pytest.raises(UnknownNameError, match="option of 'top_k_inputs' 'n'"):
+        interpret(identity(3), "top_k_inputs", activations, options={"n": 2})
+
+
+def test_parameters_are_plain_and_hold_no_text() -> None:
+    for name, kind in INTERPRETATIONS.items():
+        method: Interpretation[object] = kind()
+        assert method.name == name
+        assert json.loads(json.dumps(method.parameters)) == method.parameters
+    inside = LLMLabels(inputs=TopKInputs(k=3), token_change=TokenChange(sequences=("a secret text",)))
+    plain = json.dumps(inside.parameters)
+    assert "secret" not in plain
+    assert inside.parameters["inputs"]["k"] == 3
+    assert inside.parameters["inputs"]["name"] == "top_k_inputs"

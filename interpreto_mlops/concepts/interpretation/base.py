@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,7 +17,7 @@ from interpreto_mlops.errors import InputError
 from interpreto_mlops.llm.questioner import Questioner
 from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.text_model import TextModel
-from interpreto_mlops.registry import NamingRegistry, Registry
+from interpreto_mlops.registry import NamingRegistry, Registry, check_options
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -75,8 +75,12 @@ class Interpretation(ABC, Generic[R]):
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The constructor's arguments as plain values; of a method inside the method its name, and its own."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: {"name": value.name, **value.parameters} if isinstance(value, Interpretation) else value
+            for name, value in values.items()
+        }
 
     def __call__(
         self,
@@ -126,6 +130,37 @@ class Interpretation(ABC, Generic[R]):
     @abstractmethod
     def interpret(self, given: Given) -> R:
         """Say what concepts mean; see `__call__`."""
+
+
+def interpret(
+    dictionary: ConceptDictionary,
+    method: str,
+    activations: ActivationSet | None = None,
+    split: Splitter | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Any:
+    """Say what concepts mean by the method of that name.
+
+    Arguments:
+        dictionary: fitted.
+        method: a name of `INTERPRETATIONS`.
+        activations: as for `Interpretation.__call__`, as is all that follows.
+        split: the split model.
+        options: the method's parameters.
+        given: the other arguments of the call.
+
+    Returns:
+        What the method returns.
+
+    Raises:
+        UnknownNameError: there is no such method, or it has no such parameter.
+        InputError, NotFittedError, IntegrityError: as for the call.
+    """
+    kind = INTERPRETATIONS.get(method)
+    check_options(kind, method, options or {})
+    return kind(**(options or {}))(dictionary, activations, split, **given)
 
 
 def _chosen(dictionary: ConceptDictionary, concepts: Sequence[int] | None) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from interpreto_mlops.concepts.interventions import changed_codes
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.text_model import TextModel
+from interpreto_mlops.text.hiding import hidden
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -106,6 +108,14 @@ class TokenChange(Interpretation[tuple[TokenEffects, ...]]):
             raise UnknownNameError("mode", self.mode, _MODES)
         if self.value == 0:
             raise InputError("value must be above 0, for at 0 nothing is turned up or down")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments; a hash stands for given sequences, which may be texts of a data set."""
+        values = super().parameters
+        if self.sequences is not None:
+            values["sequences"] = hidden(json.dumps(self.sequences))
+        return values
 
     def interpret(self, given: Given) -> tuple[TokenEffects, ...]:
         """Run the model with each concept changed; see the class."""

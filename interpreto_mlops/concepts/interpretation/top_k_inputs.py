@@ -23,7 +23,7 @@ Integers = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.float32]
 
 _NO_TEXT = -1
-_MOST_SAMPLED, _SAMPLED_NUMBERS = 512, 2**23
+_MOST_SAMPLED, _SAMPLED_NUMBERS = 512, 2**21
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class TopKInputs(Interpretation[tuple[ConceptInputs, ...]]):
         longest: the most characters of an example; longer ones are cut.
         quantiles: into how many parts of equal size the codes on which a concept fires are cut, from each of which
             comes the same number of examples, drawn by the seed; None for the top alone. Parts are those of a uniform
-            sample of up to 512 codes of each concept (fewer from 16384 concepts on), and exact for concepts that fire
+            sample of up to 512 codes of each concept (fewer from 4096 concepts on), and exact for concepts that fire
             less often.
         bottom: the other end: the most negative codes of a signed dictionary, else the weakest positive ones.
         vocabulary: instead of the activations' rows, each token of the tokenizer's vocabulary, run alone through the
@@ -265,8 +265,10 @@ class _Gathered:
     def _distinct(self, entries: Sequence[tuple[float, int]], taken: set[int], room: int) -> list[tuple[float, int]]:
         chosen: list[tuple[float, int]] = []
         for value, row in entries:
+            if len(chosen) == room:
+                break
             key = int(self._source.keys(row, row + 1)[0])
-            if len(chosen) < room and key not in taken:
+            if key not in taken:
                 taken.add(key)
                 chosen.append((value, row))
         return chosen
