@@ -223,12 +223,12 @@ def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, hide_texts: 
 def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()) -> None:
     with said_plainly():
         console = console_of(quiet)
-        from interpreto_mlops.workflows.execute import execute
         from interpreto_mlops.workflows.recipes import parse_options, parse_recipe, parse_settings
+        from interpreto_mlops.workflows.running import carry_out
 
         given = {key: value for key, value in values.items() if value is not None}
         given["catalogue"] = not given.pop("no_catalogue")
         given["options"] = parse_options(settings)
         if generation:
             given["generate"] = parse_settings(generation)
-        execute(parse_recipe(given), command=this_command(), console=console)
+        carry_out(parse_recipe(given), command=this_command(), console=console)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from interpreto_mlops.concepts.interpretation import ConceptDescription, Label
+from interpreto_mlops.concepts.interpretation import Label
 from interpreto_mlops.errors import DataError
 from interpreto_mlops.text.datasets import read_table
 
@@ -17,14 +15,12 @@ HUMAN = "human"
 _LONGEST = 120
 
 
-def named_by_people(
-    descriptions: Sequence[ConceptDescription], path: str | Path, by: str = ""
-) -> list[ConceptDescription]:
-    """Return descriptions with the names of a file; concepts that it does not name keep what they have.
+def read_names(path: str | Path, n_concepts: int, by: str = "") -> dict[int, Label]:
+    """Return the names of a file by the concept's number.
 
     Arguments:
-        descriptions: of all concepts.
         path: a CSV, TSV, JSONL or Parquet file with the columns `concept`, `label`, and `explanation` if there is one.
+        n_concepts: how many concepts there are.
         by: who gave the names.
 
     Raises:
@@ -35,23 +31,22 @@ def named_by_people(
     for column in ("concept", "label"):
         if column not in table.columns:
             raise DataError(f"{str(path)!r} has no column {column!r}; it has {', '.join(map(repr, table.columns))}")
-    known = {each.concept for each in descriptions}
     names: dict[int, Label] = {}
     for row, line in enumerate(table.to_dict("records"), 1):
-        concept = _concept(line["concept"], known, f"row {row} of {str(path)!r}")
+        concept = _concept(line["concept"], n_concepts, f"row {row} of {str(path)!r}")
         if concept in names:
             raise DataError(f"row {row} of {str(path)!r} names concept {concept} a second time")
         explanation = line.get("explanation")
         said = "" if explanation is None or pd.isna(explanation) else " ".join(str(explanation).split())
         names[concept] = Label(_name(line["label"], f"row {row} of {str(path)!r}"), HUMAN, by, said)
-    return [replace(each, given=names.get(each.concept, each.given)) for each in descriptions]
+    return names
 
 
-def _concept(value: object, known: set[int], where: str) -> int:
+def _concept(value: object, n_concepts: int, where: str) -> int:
     text = str(value).strip()
     number = int(float(text)) if text.replace(".0", "").isdecimal() else -1
-    if number not in known:
-        raise DataError(f"{where} names the concept {value!r}; they are {min(known)} to {max(known)}")
+    if not 0 <= number < n_concepts:
+        raise DataError(f"{where} names the concept {value!r}; they are 0 to {n_concepts - 1}")
     return number
 
 

@@ -13,6 +13,7 @@ from interpreto_mlops.concepts import (
     ConceptDescription,
     ConceptDictionary,
     ConceptImportance,
+    Label,
     LLMLabels,
     TopKInputs,
     concept_importance,
@@ -32,7 +33,7 @@ from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.workflows.asking import Estimating, question_costs, questioner, totals_line, write_questions
 from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_over
-from interpreto_mlops.workflows.given_names import named_by_people
+from interpreto_mlops.workflows.given_names import read_names
 from interpreto_mlops.workflows.holdout import hold_out
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
 from interpreto_mlops.workflows.meaning_recipes import LabelRecipe
@@ -76,6 +77,7 @@ class _Work:
     scored_on: ActivationSet
     held_out: TextDataset
     asker: Questioner | None
+    given: Mapping[int, Label]
 
 
 def label(
@@ -118,13 +120,14 @@ def _prepared(recipe: LabelRecipe, command: str, console: Console, estimate_only
     with console.stage("model"):
         subject = studied(store, recipe.dictionary, base_model=recipe.base_model)
     _check_names(recipe, subject)
+    names = {} if recipe.labels is None else read_names(recipe.labels, subject.dictionary.n_concepts, recipe.by)
     asker = None if recipe.llm is None else questioner(recipe.llm, console, store, estimate_only=estimate_only)
     given, held_out = hold_out(dataset, recipe.holdout)
     with console.stage("activations"):
         named_on = subject.activations(given, progress=console.progress)
         scored_on = named_on if held_out is given else subject.activations(held_out, progress=console.progress)
     job = Job(store, subject.model, dataset, new_suite("label"), command, console)
-    return _Work(job, recipe, subject, named_on, scored_on, held_out, asker)
+    return _Work(job, recipe, subject, named_on, scored_on, held_out, asker, names)
 
 
 def _check_names(recipe: LabelRecipe, subject: Studied) -> None:
@@ -209,8 +212,7 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
         if not found.n_labelled and recipe.labels is None and not isinstance(work.asker, Estimating):
             why = next(iter(unlabelled.values()), "there is nothing to ask about")
             raise LanguageModelError(f"not one concept was given a name; the first: {why}")
-    if recipe.labels is not None:
-        after = named_by_people(after, recipe.labels, recipe.by)
+    after = [replace(each, given=work.given.get(each.concept, each.given)) for each in after]
     return after, unlabelled
 
 
