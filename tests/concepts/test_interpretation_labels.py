@@ -6,11 +6,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from interpreto_mlops.concepts import (
     ActivationSet,
@@ -27,7 +31,8 @@ from interpreto_mlops.concepts import (
 )
 from interpreto_mlops.concepts.interpretation.label_prompts import LabelAnswer, LabelRules
 from interpreto_mlops.errors import InputError, LanguageModelError, RefusalError, TransientError
-from interpreto_mlops.llm import Answer, LanguageModel, OpenAIModel, Price, Prompt, Questioner
+from interpreto_mlops.llm import Answer, LanguageModel, LocalModel, OpenAIModel, Price, Prompt, Questioner
+from interpreto_mlops.models.loading import load_model
 from interpreto_mlops.models.text_model import TextModel
 from tests.concepts.written_sets import Row, identity, written_set
 from tests.conftest import word_tokenizer
@@ -356,3 +361,60 @@ def test_names_over_a_real_socket(activations: ActivationSet, monkeypatch: pytes
     assert {request.system for request in server.requests} == {LabelRules(60, 300, 200, 0.0).system}
     assert found.prompt_tokens == 40
     assert "sk-none" not in repr(found)
+
+
+def test_a_real_local_model_is_asked_and_what_it_babbles_is_refused(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "models" / "stories260K" / "hf"
+    if not folder.is_dir():
+        pytest.skip(f"the trained model is not there: no folder {folder}")
+    model = load_model(folder)
+    texts = ["Once upon a time there was a little dog. The dog was happy.", "Lily went to the park with her mom."]
+    split = ModelWithSplitPoints(model, [2])
+    activations = split.get_activations(texts, granularity="word", progress=False)[2]
+    dictionary = PCAConcepts(n_concepts=2).fit(activations, progress=False)
+    local = LocalModel(model, name="stories")
+    method = LLMLabels(inputs=TopKInputs(k=2, unit="word", window=10), max_tokens=24)
+    questioner = Questioner(local, cache=tmp_path / "answers")
+    found = method(dictionary, activations, split, questioner=questioner)
+    # A model of children's stories writes no JSON: every answer is refused, and the words stay.
+    assert (found.n_asked, found.n_refused, found.n_labelled) == (2, 4, 0)
+    assert all("JSON" in each.problem for each in found.attempts)
+    assert all(each.answer is not None and each.answer.answer_tokens > 0 for each in found.attempts)
+    assert list(found.descriptions) == top_words(dictionary, activations)
+    assert found.cost == 0.0
+    asked = questioner.totals.asked
+    again = Questioner(local, cache=tmp_path / "answers")
+    assert method(dictionary, activations, split, questioner=again).attempts == found.attempts
+    assert (asked, again.totals.asked) == (4, 0)
+
+
+def test_a_local_model_that_was_taught_the_form_gives_names(activations: ActivationSet) -> None:
+    found = LLMLabels(longest=20)(identity(4), activations, questioner=Questioner(LocalModel(reciter())))
+    assert [each.label for each in found.descriptions] == ["warm food", "warm food", "dead", "warm food"]
+    assert [each.by for each in (d.given for d in found.descriptions) if each] == ["reciter"] * 3
+    assert found.n_refused == 0
+
+
+def reciter() -> TextModel:
+    """A real causal model that writes one answer whatever it reads: each token has the next one as its best."""
+    spoken = [*'{ "label": "warm food", "explanation": "It is warm." }'.split(" "), "[SEP]"]
+    known = ["[PAD]", "[UNK]", "[SEP]", *dict.fromkeys(spoken[:-1])]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(known)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", eos_token="[SEP]", model_max_length=4096
+    )
+    config = GPT2Config(
+        vocab_size=len(known), n_embd=len(known), n_layer=1, n_head=1, n_positions=4096, pad_token_id=0,
+        eos_token_id=2, bos_token_id=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    network = GPT2LMHeadModel(config).eval()
+    follows = dict(pairwise(spoken))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.transformer.ln_f.weight.fill_(1.0)
+        network.transformer.wte.weight.copy_(torch.eye(len(known)))
+        for place, token in enumerate(known):
+            network.lm_head.weight[known.index(follows.get(token, spoken[0])), place] = 1.0
+    return TextModel(network, fast, name="reciter")

@@ -20,13 +20,11 @@ from interpreto_mlops.llm.fences import MARKS, NOTE, fenced
 _STRENGTHS = 10
 _AGAIN = 0.7
 _SYSTEM = """\
-You name one feature inside a text model, from evidence of what it responds to: texts in which it is active on the \
-piece between {opening} and {closing}; perhaps also texts in which it is not active, tokens or classes that its \
-direction makes more or less likely, and next tokens that become more or less likely when it is turned up or down.
+You name one feature of a text model. It is active on the piece between {opening} and {closing} of each text; lists \
+that may follow say what they are. Find what those pieces have in common that other text has not.
 {note}
-Say what the pieces on which it is active have in common, and what sets them apart from texts in which it is not. \
-Ignore what is noise. Answer with one JSON object and nothing else: {{"label": a name of at most {longest} characters \
-on one line, "explanation": one sentence of at most {sentence} characters}}"""
+Answer with one JSON object and nothing else: {{"label": a name on one line of at most {longest} characters, \
+"explanation": one sentence of at most {sentence} characters}}"""
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _REFUSAL = re.compile(
