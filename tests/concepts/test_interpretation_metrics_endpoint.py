@@ -111,7 +111,7 @@ def test_the_code_of_the_documentation_runs(
 ) -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "interpretation_metrics.md"
     _, code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    split, dictionary, rows = planted(150)
+    split, dictionary, rows = planted(80)
     given = labels(RARE[:4])
     described = top_words(dictionary, rows)
     dictionary.descriptions = [
