@@ -6,18 +6,22 @@ import dataclasses
 import json
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from interpreto_mlops.concepts import METRICS, ActivationSet, ConceptDictionary
+from interpreto_mlops.concepts import METRICS, ActivationSet, ConceptDictionary, NeuronsAsConcepts, TopKSAEConcepts
 from interpreto_mlops.concepts import interpretation_metrics as m
 from interpreto_mlops.concepts.interpretation_metrics.subjects import other_labels
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.errors import InputError, RefusalError
 from interpreto_mlops.llm import Answer, Prompt, Questioner
+from interpreto_mlops.models.text_model import TextModel
 from tests.concepts.planted_words import RARE, WordJudge, blocks, label_of, labels, planted, texts_of
 
 Planted = tuple[ModelWithSplitPoints, ConceptDictionary, ActivationSet]
@@ -165,7 +169,10 @@ class TestPlantedConcepts:
         else:
             assert score.shuffled_mean < 0.4
             assert score.random < 0.4
-        assert set(score.metrics) == {score.name + end for end in ("", "_random", "_shuffled", "_low", "_high")}
+        ends = ["", "_random", "_shuffled", "_low", "_high"]
+        ends += [f"{what}_{name}" for name in score.metric.told for what in ("", "_shuffled")]
+        assert set(score.metrics) == {score.name + end for end in ends}
+        assert all(np.isfinite(list(score.metrics.values())))
 
     def test_how_many_are_asked_at_once_changes_nothing(self, kind: type[m.LabelMetric], words: Planted) -> None:
         _, dictionary, rows = words
@@ -301,10 +308,32 @@ class TestClarity:
         assert score.mean == pytest.approx(1 - float(density.mean()), abs=0.02)
         assert score.mean > 0.9
         assert (frame["auroc"] > 0.95).all()
-        assert abs(score.shuffled_mean) < 0.2
+        assert score.shuffled_mean < 0.2
+        assert score.metrics["interpretation/clarity_auroc"] == pytest.approx(frame["auroc"].mean())
+        assert score.metrics["interpretation/clarity_shuffled_auroc"] == pytest.approx(frame["shuffled_auroc"].mean())
+        assert score.metrics["interpretation/clarity_shuffled_auroc"] == pytest.approx(0.5, abs=0.1)
         assert score.random < 0.3
         assert score.cost.questions == len(questioner.record) == 12 * 3
         assert {prompt.seed for prompt, _ in questioner.record} == {0, 2, 4}
+
+    def test_a_concept_that_the_label_switches_off_shows_in_the_sign(self, words: Planted) -> None:
+        """A concept active on every text but those with the word is as clear as one active on them alone."""
+        split, _, rows = words
+
+        class Without(NeuronsAsConcepts):
+            def _encode(self, rows: torch.Tensor) -> torch.Tensor:
+                return 1 - rows
+
+        (food,) = labels(["food"])
+
+        class Repeating(WordJudge):
+            def said(self, prompt: Prompt) -> Mapping[str, Any]:
+                return {"texts": [f"{'food ' * (i + 1 + prompt.seed * 5)}" for i in range(5)]}
+
+        dictionary = Without().fit(rows, progress=False)
+        score = m.Clarity(Questioner(Repeating()), split)(dictionary, rows, {food: "the word food"})
+        assert score.mean > 0.8
+        assert score.metrics["interpretation/clarity_auroc"] < 0.1
 
     def test_few_different_texts_or_none_are_no_value(self, words: Planted) -> None:
         class Monotonous(WordJudge):
@@ -385,6 +414,24 @@ class TestFaithfulness:
         split = ModelWithSplitPoints(tiny_model("bert"), [0])
         with pytest.raises(InputError, match="'tiny' does not write text: its task is 'classification'"):
             m.Faithfulness(Questioner(WordJudge()), split)
+
+    @pytest.mark.slow
+    def test_a_trained_model_is_steered_and_judged(self, shared: Path) -> None:
+        """Mechanics with a real tokenizer: concepts of an untold meaning, a judge by the words of the labels."""
+        folder = shared / "models" / "stories260K" / "hf"
+        network = AutoModelForCausalLM.from_pretrained(folder)
+        split = ModelWithSplitPoints(TextModel(network, AutoTokenizer.from_pretrained(folder), name="stories"), [2])
+        names, deeds = ("Lily", "Tom", "a cat"), ("went to the park", "saw a big tree", "wanted to play")
+        texts = [f"{name} {first}. Then {name} {then}." for name in names for first in deeds for then in deeds]
+        rows = split.get_activations(texts, progress=False)[2]
+        dictionary = TopKSAEConcepts(n_concepts=16, k=4, n_epochs=10).fit(rows, progress=False)
+        metric = m.Faithfulness(Questioner(WordJudge()), split, n_prompts=4, n_tokens=5, per_question=4)
+        score = metric(dictionary, rows, ["the word to"] * 8 + ["the word was"] * 8, concepts=[0, 1, 8, 9])
+        for judged in score.judged.values():
+            assert (len(judged.said), judged.asked) == (28, 28)
+            assert np.unique(judged.given).tolist() == [-50, -10, -1, 0, 1, 10, 50]
+        assert len(score.values) + len(score.reasons) == 4
+        assert all(0 <= value <= 1 for value in score.values.values())
 
     def test_multiples_without_0_are_refused(self, words: Planted) -> None:
         for multiples, message in (((1.0, 2.0), "give 0 and"), ((0.0,), "give 0 and"), ((0.0, np.nan), "finite")):

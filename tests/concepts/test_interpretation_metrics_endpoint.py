@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from interpreto_mlops.concepts import Label, top_words
 from interpreto_mlops.concepts import interpretation_metrics as m
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.llm import Budget, OpenAIModel, Prompt, Questioner
@@ -83,7 +85,7 @@ def test_a_server_that_fails_half_way_costs_no_answer_twice(scripted_server: Fac
 def test_what_is_more_than_the_budget_is_not_asked(scripted_server: Factory) -> None:
     _, dictionary, rows = planted(100)
     server = scripted_server(word_judge)
-    questioner = Questioner(OpenAIModel("judge", base_url=server.base_url), budget=Budget(tokens=1000))
+    questioner = Questioner(OpenAIModel("judge", base_url=server.base_url), budget=Budget(max_tokens=1000))
     metric = m.Detection(questioner)
     estimate = questioner.estimate(metric.questions(dictionary, rows, labels(RARE[:4])))
     assert estimate.tokens > 1000
@@ -102,3 +104,23 @@ def test_a_model_that_chats_is_refused(scripted_server: Factory) -> None:
         assert np.isnan(score.mean), name
         assert score.cost.repeated * 2 == score.cost.questions
         assert score.cost.unparsed == score.cost.repeated
+
+
+def test_the_code_of_the_documentation_runs(
+    scripted_server: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "interpretation_metrics.md"
+    _, code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    split, dictionary, rows = planted(80)
+    given = labels(RARE[:4])
+    described = top_words(dictionary, rows)
+    dictionary.descriptions = [
+        each.named(Label(given[each.concept], "human")) if each.concept in given else each for each in described
+    ]
+    monkeypatch.setenv("OPENAI_BASE_URL", scripted_server(word_judge).base_url)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"split": split, "dictionary": dictionary, "rows": rows})
+    printed = capsys.readouterr().out
+    assert "Estimate(" in printed
+    assert "'interpretation/purity_shuffled'" in printed
+    assert (tmp_path / "answers").exists()

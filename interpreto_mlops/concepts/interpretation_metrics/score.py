@@ -144,9 +144,18 @@ class InterpretationScore:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The mean, its baselines and the ends of its interval by their names in runs; nothing that has no value."""
+        """The mean, its baselines and the ends of its interval by their names in runs; nothing that has no value.
+
+        Where the value has no sign, the mean `_auroc` is there, too, and that with shuffled labels, `_shuffled_auroc`;
+        beside purity the mean `_prevalence`.
+        """
         low, high = self.interval
         found = {"": self.mean, "_random": self.random, "_shuffled": self.shuffled_mean, "_low": low, "_high": high}
+        others = {concept: judged for concept, (_, judged) in (self.shuffled or {}).items()}
+        for name in self.metric.told:
+            found[f"_{name}"] = float("nan") if self.reason else self._told(name, self.judged, self.values)
+            if not np.isnan(self.shuffled_mean):
+                found[f"_shuffled_{name}"] = self._told(name, others, self.shuffled_values)
         return {self.name + ending: value for ending, value in found.items() if not np.isnan(value)}
 
     def scored_by(self, metric: AnswerMetric) -> InterpretationScore:
@@ -175,13 +184,19 @@ class InterpretationScore:
                 "parsed": judged.parsed if judged else float("nan"),
                 "reason": self.reasons.get(concept),
             }
-            rows.append({**row, **(self.metric.details(judged) if judged else {})})
+            details = {} if judged is None else self.metric.details(judged)
+            of_other = {} if other is None else self.metric.details(other[1])
+            beside = {f"shuffled_{name}": of_other.get(name, float("nan")) for name in self.metric.told}
+            rows.append({**row, **details, **(beside if self.shuffled else {})})
         return pd.DataFrame(rows)
 
     def _values(self, judged: Mapping[int, Judged]) -> dict[int, float]:
         readable = {concept: each for concept, each in sorted(judged.items()) if each.parsed >= self.min_parsed}
         found = {concept: self.metric.compute(each) for concept, each in readable.items()}
         return {concept: value for concept, value in found.items() if not np.isnan(value)}
+
+    def _told(self, name: str, judged: Mapping[int, Judged], values: Mapping[int, float]) -> float:
+        return float(np.mean([self.metric.details(judged[concept])[name] for concept in values]))
 
     def _refusal(self, judged: Mapping[int, Judged], values: Mapping[int, float]) -> str | None:
         if not judged:

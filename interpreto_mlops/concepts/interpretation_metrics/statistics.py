@@ -78,6 +78,11 @@ class AnswerMetric(ConceptMetric):
         return _DETAILS[self.name](judged)
 
     @property
+    def told(self) -> tuple[str, ...]:
+        """Which details the value cannot be read without: the direction of a value without sign, and its chance."""
+        return _TOLD.get(self.name, ())
+
+    @property
     def undefined(self) -> str:
         """Why it has no value, when it has none although all answers could be read."""
         return _UNDEFINED[self.name]
@@ -232,6 +237,11 @@ _DETAILS: dict[str, Callable[[Judged], dict[str, float]]] = {
     "interpretation/responsiveness": _of_ratings,
     "interpretation/purity": _of_ratings,
     "interpretation/faithfulness": _of_shares,
+}
+_TOLD = {
+    "interpretation/clarity": ("auroc",),
+    "interpretation/responsiveness": ("auroc",),
+    "interpretation/purity": ("prevalence",),
 }
 _ONE_KIND = "no active or no inactive example has an answer"
 _ONE_END = "no text was rated 0, or none was rated 2"
