@@ -94,15 +94,23 @@ def parse_answer(text: str, names: ClassNames, n_samples: int) -> Parsed:
             parsed.unknown_ids.append(identity)
             continue
         seen[number] += 1
-        place = names.place(answer) if isinstance(answer, str) else None
+        said = _told(answer)
+        place = names.place(said)
         if place is None:
-            parsed.unknown_classes.append(str(answer))
+            parsed.unknown_classes.append(said)
         else:
             parsed.classes[number] = place
     parsed.duplicates = sorted(number for number, times in seen.items() if times > 1)
     for number in parsed.duplicates:
         parsed.classes.pop(number, None)
     return parsed
+
+
+def _told(answer: Any) -> str:
+    """Return what stands for an answer of JSON: a class may be called 1, or true."""
+    if isinstance(answer, str):
+        return answer
+    return "[…]" if isinstance(answer, list | dict) else json.dumps(answer)
 
 
 def _pairs(text: str) -> list[tuple[str, int, Any]]:
