@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.llm.fences import quoted
 from interpreto_mlops.llm.simulation import Explanation, FeatureKind, Sample, Study
 from interpreto_mlops.llm.simulation.importances import kept, mark, normalised, threshold
 from interpreto_mlops.llm.simulation.parsing import ClassNames, parse_answer
@@ -216,6 +217,12 @@ class TestAnswers:
     def test_names_that_differ_by_case_alone_are_told_apart(self) -> None:
         names = ClassNames(["US", "us"])
         assert (names.place("US"), names.place("us"), names.place("Us")) == (0, 1, None)
+
+    @pytest.mark.parametrize("name", ["[NEG]", "<neutral>", "«x»", "a\u200db"])
+    def test_names_are_known_as_prompts_show_them_and_as_they_are(self, name: str) -> None:
+        names = ClassNames(["other", name])
+        for shown in (name, quoted(name), quoted(name)[1:-1]):
+            assert names.place(shown) == 1
 
     def test_the_same_name_twice_is_refused(self) -> None:
         for pair in (["a", "a"], ["a b", "a  b"]):
