@@ -32,15 +32,15 @@ NAMES = ("bad food", "good", "good food")
 
 def made(words: list[str], scores: list[float], said: int, index: int = 0, others: tuple[int, ...] = ()) -> Attribution:
     """An explanation of one class, or of several of which `said` has the highest output."""
-    ids = (said, *others)
+    ids = (*others, said)
     return Attribution(
         text=" ".join(words),
         index=index,
         elements=tuple(words),
         spans=np.zeros((len(words), 2), dtype=np.int64),
-        scores=np.asarray([scores] + [[0.5] * len(words)] * len(others), dtype=np.float64),
+        scores=np.asarray([[0.5] * len(words)] * len(others) + [scores], dtype=np.float64),
         targets=tuple(Target(i, NAMES[i]) for i in ids),
-        output=np.asarray([5.0] + [1.0] * len(others)),
+        output=np.asarray([1.0] * len(others) + [5.0]),
         baseline_output=np.zeros(len(ids)),
         standard_error=None,
         method="occlusion",

@@ -327,6 +327,9 @@ class TestResult:
         read, written = (questions[name].sum() for name in ("prompt_tokens", "answer_tokens"))
         assert result.cost.price == pytest.approx((2 * read + 10 * written) / 1e6)
         assert result.cost.retries == result.cost.failures == 0
+        assert frame["questions"].tolist() == [5.0] * 6
+        assert frame["prompt_tokens"].sum() == result.cost.prompt_tokens
+        assert frame["price"].sum() == pytest.approx(result.cost.price)
 
     def test_attributions_have_names_of_their_own(self) -> None:
         study = planted_study(CLASSES)

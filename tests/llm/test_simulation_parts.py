@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.llm.fences import quoted
 from interpreto_mlops.llm.simulation import Explanation, FeatureKind, Sample, Study
 from interpreto_mlops.llm.simulation.importances import kept, mark, normalised, threshold
 from interpreto_mlops.llm.simulation.parsing import ClassNames, parse_answer
@@ -217,6 +218,12 @@ class TestAnswers:
         names = ClassNames(["US", "us"])
         assert (names.place("US"), names.place("us"), names.place("Us")) == (0, 1, None)
 
+    @pytest.mark.parametrize("name", ["[NEG]", "<neutral>", "«x»", "a\u200db"])
+    def test_names_are_known_as_prompts_show_them_and_as_they_are(self, name: str) -> None:
+        names = ClassNames(["other", name])
+        for shown in (name, quoted(name), quoted(name)[1:-1]):
+            assert names.place(shown) == 1
+
     def test_the_same_name_twice_is_refused(self) -> None:
         for pair in (["a", "a"], ["a b", "a  b"]):
             with pytest.raises(InputError, match="anonymous=True"):
@@ -246,6 +253,13 @@ class TestAnswers:
         text = "<think>\nSample_1: news\nSample_2: C\n</think>\n\nSample_1: C++"
         assert parse_answer(text, ClassNames(NAMES), 2).classes == {1: 5}
 
+    def test_json_of_classes_that_are_numbers_or_booleans(self) -> None:
+        names = ClassNames(["1", "2", "true"])
+        text = '{"Sample_1": 2, "Sample_2": true, "Sample_3": "1", "Sample_4": 1.5, "Sample_5": [1], "Sample_6": null}'
+        parsed = parse_answer(text, names, 6)
+        assert parsed.classes == {1: 1, 2: 2, 3: 0}
+        assert parsed.unknown_classes == ["1.5", "[…]", "null"]
+
     def test_json_with_a_key_twice(self) -> None:
         parsed = parse_answer('{"Sample_1": "C", "Sample_1": "C++", "Sample_2": "C"}', ClassNames(NAMES), 2)
         assert parsed.classes == {2: 4}
@@ -261,6 +275,11 @@ class TestAnswers:
     def test_rubbish_has_no_answers(self, text: str) -> None:
         assert parse_answer(text, ClassNames(NAMES), 3).classes == {}
 
+    @pytest.mark.parametrize("depth", [50, 900, 5000, 100_000])
+    def test_deep_json_is_no_answer(self, depth: int) -> None:
+        text = '{"Sample_1": ' + "[" * depth + "]" * depth + ', "Sample_2": "C"}'
+        assert set(parse_answer(text, ClassNames(NAMES), 3).classes) <= {2}
+
     def test_a_long_answer_is_read_in_no_time(self) -> None:
         names = ClassNames([f"class {i}" for i in range(200)])
         hostile = "\n".join(["Sample_1" + " " * 5000, "*" * 20000, "Sample_2: " + "`" * 20000 + "class 1"])
@@ -275,6 +294,16 @@ class TestBootstrap:
         assert low < values.mean() < high
         # Seeds are drawn as well, which can only widen it.
         assert half * 0.9 < (high - low) / 2 < half * 2
+
+    @pytest.mark.parametrize("spread", [0.0, 0.1])
+    def test_holds_the_mean_about_as_often_as_it_says(self, spread: float) -> None:
+        rng = np.random.default_rng(0)
+        held = []
+        for seed in range(200):
+            chance = 0.7 + spread * rng.standard_normal((5, 1))
+            low, high = bootstrap((rng.random((5, 20)) < chance).astype(float), seed=seed)
+            held.append(low <= 0.7 <= high)
+        assert 0.9 < np.mean(held) <= 1.0
 
     def test_seeds_that_differ_widen_it(self) -> None:
         same, apart = np.tile([0.0, 1.0], (6, 50)), np.repeat([[0.0], [1.0]], 3, axis=0) * np.ones((6, 100))

@@ -17,9 +17,10 @@ _ID = re.compile(r"^sample[\s_]*(\d+)$", re.IGNORECASE)
 _BLOCK = "```"
 # What comes before is what a model says to itself.
 _THOUGHT = "</think>"
-_WRAPPERS = "\"'`*“”‘’«» \t"
+_ESCAPED = re.compile(r"\\u(00[0-9a-f]{2}|20[0-9a-f]{2}|feff)", re.IGNORECASE)
+_WRAPPERS = "\"'`*“”‘’ \t"
 # What may follow a name: quotes, then the end, punctuation that no word goes on after, or a remark after a space.
-_ENDING = re.compile(r"[\"'`*”’»]*(?:\s*$|\s*[.,;:!?|—–](?!\w)|\s+(?:[(\[—–#]|-\s|//))")
+_ENDING = re.compile(r"[\"'`*”’]*(?:\s*$|\s*[.,;:!?|—–](?!\w)|\s+(?:[(\[—–#]|-\s|//))")
 
 
 @dataclass
@@ -64,7 +65,8 @@ class ClassNames:
 
     def place(self, answer: str) -> int | None:
         """Return the class that an answer names, or None: the longest name that it starts with and that ends there."""
-        for text in (self._form(answer), self._form(answer).strip(_WRAPPERS)):
+        form = self._form(_unescaped(answer))
+        for text in (form, form.strip(_WRAPPERS)):
             if text in self._places:
                 return self._places[text]
             for name in self._longest_first:
@@ -78,6 +80,11 @@ class ClassNames:
             return False
         others = (other for other in self._longest_first if other != name)
         return not any(re.search(rf"(?<!\w){re.escape(other)}(?!\w)", rest) for other in others)
+
+
+def _unescaped(answer: str) -> str:
+    """Return the characters that prompts show escaped, such as brackets in the name of a class."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), answer)
 
 
 def parse_answer(text: str, names: ClassNames, n_samples: int) -> Parsed:
@@ -94,15 +101,23 @@ def parse_answer(text: str, names: ClassNames, n_samples: int) -> Parsed:
             parsed.unknown_ids.append(identity)
             continue
         seen[number] += 1
-        place = names.place(answer) if isinstance(answer, str) else None
+        said = _told(answer)
+        place = names.place(said)
         if place is None:
-            parsed.unknown_classes.append(str(answer))
+            parsed.unknown_classes.append(said)
         else:
             parsed.classes[number] = place
     parsed.duplicates = sorted(number for number, times in seen.items() if times > 1)
     for number in parsed.duplicates:
         parsed.classes.pop(number, None)
     return parsed
+
+
+def _told(answer: Any) -> str:
+    """Return what stands for an answer of JSON: a class may be called 1, or true."""
+    if isinstance(answer, str):
+        return answer
+    return "[…]" if isinstance(answer, list | dict) else json.dumps(answer)
 
 
 def _pairs(text: str) -> list[tuple[str, int, Any]]:

@@ -55,7 +55,7 @@ def scored(
     """
     samples = _samples(study, trials)
     asked = list(dict.fromkeys(trial.setting for trial in trials))
-    settings = {each: _setting(each, samples, trials, parameters["min_parsed"]) for each in asked}
+    settings = {each: _setting(each, samples, trials, parameters["min_parsed"], price) for each in asked}
     both = SCORE in settings and BASELINE in settings
     return SimulationResult(
         name=name,
@@ -84,14 +84,15 @@ def _samples(study: Study, trials: Sequence[Trial]) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(_PLACES, "Int64"))
 
 
-def _setting(setting: Setting, samples: pd.DataFrame, trials: Sequence[Trial], least: float) -> SettingResult:
-    hits = right(samples, setting)
+def _setting(
+    setting: Setting, samples: pd.DataFrame, trials: Sequence[Trial], least: float, price: Price | None
+) -> SettingResult:
+    hits, own = right(samples, setting), [trial for trial in trials if trial.setting is setting]
     n_parsed = int((~np.isnan(hits)).sum())
     reason = None
     if not n_parsed or n_parsed < least * hits.size - 1e-9:
         reason = (
-            f"{n_parsed} of {hits.size} answers have one clear class, and a score needs {least:.0%}; "
-            f"{_problems([trial for trial in trials if trial.setting is setting])}"
+            f"{n_parsed} of {hits.size} answers have one clear class, and a score needs {least:.0%}; {_problems(own)}"
         )
     told = reason is None
     is_right = _model_is_right(samples, setting, hits.shape)
@@ -103,6 +104,7 @@ def _setting(setting: Setting, samples: pd.DataFrame, trials: Sequence[Trial], l
         n_asked=hits.size,
         n_parsed=n_parsed,
         lowest=float(np.nan_to_num(hits).sum() / hits.size),
+        cost=_cost(own, price),
         of_concepts=_known(mean(right(samples, setting, "of_concepts"))) if told else None,
         on_right=_known(mean(hits[is_right == 1])) if told else None,
         on_wrong=_known(mean(hits[is_right == 0])) if told else None,
