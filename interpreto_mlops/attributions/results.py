@@ -275,8 +275,8 @@ class AttributionSet(Sequence[Attribution]):
 
 
 def _hidden_target(target: Target) -> Target:
-    """A class has a name that somebody gave it; what is at a place of the text, or was written, is text."""
-    if not target.positions and not target.ids:
+    """A class has a name that somebody gave it; other names hold words of texts."""
+    if not target.is_text:
         return target
     if not target.ids:
         return replace(target, name=hidden_name(target.name))

@@ -30,6 +30,7 @@ from interpreto_mlops.concepts.metrics import (
     stability_random,
 )
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
+from interpreto_mlops.concepts.targets import ConceptTargets, concept_targets
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
 
@@ -67,6 +68,7 @@ __all__ = [
     "ConceptDictionary",
     "ConceptImportance",
     "ConceptMetric",
+    "ConceptTargets",
     "Context",
     "InterventionEffect",
     "Label",
@@ -76,6 +78,7 @@ __all__ = [
     "ablate",
     "check_belongs",
     "concept_importance",
+    "concept_targets",
     "evaluate",
     "evaluate_effect",
     "evaluate_rows",
