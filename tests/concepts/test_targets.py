@@ -33,6 +33,7 @@ from interpreto_mlops.concepts import (
     DICTIONARIES,
     ConceptDictionary,
     JumpReLUSAEConcepts,
+    KMeansConcepts,
     ModelWithSplitPoints,
     NeuronsAsConcepts,
     PCAConcepts,
@@ -66,7 +67,7 @@ def activation(split, dictionary, concepts, text, how="max", granularity="token"
 
 @pytest.fixture
 def planted_model():
-    """A factory: a model in which dimension 5 of the hidden states is that of the word "awful" alone."""
+    """A factory: a model in which dimension 5 is that of the word "awful" alone, and all that attention passes on."""
 
     def make(kind):
         with torch.random.fork_rng():
@@ -91,6 +92,13 @@ def planted_model():
                 if isinstance(module, torch.nn.Embedding):
                     module.weight[:, 5] = 0.0
             model.embedding.weight[model.tokenizer.convert_tokens_to_ids("awful"), 5] = 3.0
+            for name, parameter in network.named_parameters():
+                if name.endswith("self.value.weight"):
+                    parameter[:] = 0.0
+                    parameter[:, 5] = 0.1
+                elif name.endswith("attn.c_attn.weight"):
+                    parameter[:, 64:] = 0.0
+                    parameter[5, 64:] = 0.1
         return model
 
     return make
@@ -106,7 +114,10 @@ def test_every_method_finds_the_word_that_drives_a_concept(planted_model, kind, 
     split = ModelWithSplitPoints(model, [1])
     texts = ["we loved the waiter but awful soup was cold", "it was awful again"]
     targets = concept_targets(split, learned(split, family=NeuronsAsConcepts, n_concepts=None), 5)
-    for item in METHODS.get(method)(model)(texts, targets=targets):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextWarning)
+        items = METHODS.get(method)(model)(texts, targets=targets)
+    for item in items:
         assert item.targets[0].title == "concept 5"
         assert item.elements[int(np.argmax(np.abs(item.scores[0])))] == "awful"
         expected = activation(split, targets.dictionary, [5], item.text)
@@ -340,7 +351,11 @@ def test_any_split_point_can_be_explained(tiny_model, place):
 def test_models_of_every_task_can_be_explained(architecture, head, place):
     tokenizer = word_tokenizer()
     tokenizer.eos_token = "[SEP]"
-    model = TextModel(random_model(architecture, head), tokenizer, name="tiny")
+    network = random_model(architecture, head)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(0.4)  # paths through it are then smooth enough for 200 nodes
+    model = TextModel(network, tokenizer, name="tiny")
     split = ModelWithSplitPoints(model, [place])
     dictionary = learned(split, n_concepts=2)
     targets = concept_targets(split, dictionary, [0, 1], aggregation="mean")
@@ -356,6 +371,7 @@ def test_models_of_every_task_can_be_explained(architecture, head, place):
 )
 def test_one_element_can_be_explained(tiny_model, element, place):
     model = tiny_model("gpt2")
+    model.tokenizer.bos_token = "[CLS]"
     split = ModelWithSplitPoints(model, [1])
     dictionary = learned(split)
     targets = concept_targets(split, dictionary, [0, 2], element=element)
@@ -399,7 +415,8 @@ def test_gradients_of_texts_with_targets_of_their_own(tiny_model):
 
 
 def small(family: type[ConceptDictionary]):
-    known = {"n_concepts": 4, "k": 2, "n_epochs": 1, "sparsity_coefficient": 0.01, "rectify": True, "alpha": 0.1}
+    known = {"n_concepts": 4, "k": 2, "n_epochs": 1, "sparsity_coefficient": 0.01, "rectify": True}
+    known |= {"alpha": 0.1, "codes": "similarity"}
     fields = {field for base in family.__mro__ for field in getattr(base, "__annotations__", {})}
     chosen = {name: value for name, value in known.items() if name in fields}
     return family(**({**chosen, "n_concepts": None} if not family.sized else chosen))
@@ -413,7 +430,9 @@ def test_gradient_methods_take_families_whose_codes_have_one_and_no_other(name):
         warnings.simplefilter("ignore")
         dictionary = small(DICTIONARIES.get(name)).fit(rows, progress=False)
     point = rows[:20].clone().requires_grad_(True)
-    if not dictionary.differentiable:
+    without = {"cockatiel", "convex_nmf", "dictionary_learning", "mp_sae", "nmf", "semi_nmf"}
+    assert dictionary.differentiable == (name not in without)
+    if name in without:
         return
     codes = dictionary.differentiable_codes(point)
     torch.testing.assert_close(codes.detach(), dictionary.encode(rows[:20]))
@@ -427,6 +446,11 @@ def test_gradient_methods_take_families_whose_codes_have_one_and_no_other(name):
     torch.testing.assert_close((gradient * step).sum(dim=1)[same], expected[same], rtol=0.02, atol=2e-5)
 
 
+def test_the_number_of_the_nearest_centre_has_no_gradient():
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    assert not KMeansConcepts(n_concepts=3, codes="assignment").fit(rows, progress=False).differentiable
+
+
 def test_a_family_without_gradient_is_explained_by_perturbations_alone(tiny_model):
     model = tiny_model("bert")
     split = ModelWithSplitPoints(model, [1])
@@ -437,8 +461,6 @@ def test_a_family_without_gradient_is_explained_by_perturbations_alone(tiny_mode
     for method in (Saliency, IntegratedGradients):
         with pytest.raises(InputError, match=r"a semi_nmf dictionary have no gradient .* occlusion, kernel_shap or lime"):
             method(model)([SIX], targets=targets)
-    families = {name for name, family in DICTIONARIES.items() if not small(family).is_fitted}
-    assert {"nmf", "mp_sae"} < families
 
 
 # Names, results and files
