@@ -209,6 +209,11 @@ class AttributionSet(Sequence[Attribution]):
         return dict(self._items[0].parameters) if self._items else {}
 
     @property
+    def layer(self) -> str | None:
+        """The layer whose concepts are explained; None where it is what the model puts out."""
+        return next((target.layer for item in self._items for target in item.targets), None)
+
+    @property
     def n_truncated(self) -> int:
         """How many texts were longer than the model takes."""
         return sum(item.truncated for item in self._items)

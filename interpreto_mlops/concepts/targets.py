@@ -104,10 +104,11 @@ class ConceptTargets(LayerTargets):
             "layer": path,
             "dictionary": dictionary.name,
             "dictionary_sha256": _digest(dictionary),
+            "concepts": list(self.concepts),
             "concept_rows": self.granularity,
             "concept_aggregation": aggregation if element is None else f"element {element}",
         }
-        key = json.dumps([record, self.row_aggregation, self.concepts])
+        key = json.dumps([record, self.row_aggregation])
         targets = [
             Target(number, name, layer=path)
             for number, name in zip(self.concepts, _names(dictionary, self.concepts), strict=True)

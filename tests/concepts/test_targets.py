@@ -532,14 +532,15 @@ def test_metrics_judge_explanations_of_concepts_or_say_why_not(tiny_model, tmp_p
     loaded = AttributionSet.load(found.save(tmp_path))
     results = evaluate(loaded, model, targets=targets, n_random=4, replacement="unk")
     expected = {name for name, metric in ATTRIBUTION_METRICS.items() if not metric.needs and not metric.costly}
-    assert set(results) == expected
+    assert set(results) == {f"concept_faithfulness/{name}" for name in expected}
+    results = {name.split("/")[1]: result for name, result in results.items()}
     assert all(np.isfinite(result.mean) for result in results.values())
     assert results["insertion"].bounds == (-np.inf, np.inf)
     assert results["insertion"].mean > results["insertion"].random_mean
     assert results["deletion"].mean < results["deletion"].random_mean
     assert results["faithfulness_correlation"].mean > 0.5
     normalized = evaluate(loaded[1:2], model, ["normalized_aopc"], targets=targets, replacement="unk")
-    assert normalized["normalized_aopc"].mean == 1.0
+    assert normalized["concept_faithfulness/normalized_aopc"].mean == 1.0
 
 
 def test_max_sensitivity_asks_for_the_gradients_of_the_code_again(tiny_model):

@@ -28,6 +28,9 @@ from interpreto_mlops.registry import Registry
 METRICS: Registry[type[Metric]] = Registry("attribution metric")
 """Every metric of attributions by its registry name."""
 
+CONCEPT_FAITHFULNESS = "concept_faithfulness"
+"""The group of results about explanations of concepts: they are in the codes' unit, not in probabilities."""
+
 _GRID = np.linspace(0.0, 1.0, 101)
 
 R = TypeVar("R")
@@ -97,8 +100,8 @@ class TextMetric(Metric):
         seed: of the random rankings, and of what else the metric draws.
         joint: whether a text's targets are scored as one: by the sum of their scores, and the geometric mean of their
             probabilities. By default each target is scored on its own, and a text has the mean over its targets.
-        targets: those of the explanations, where these are of concepts; their codes then stand for probabilities, in
-            their own unit, which no bounds hold for.
+        targets: those of the explanations, where these are of concepts. Codes then stand for probabilities, in their
+            own unit, which no bounds hold for, and the result is named `concept_faithfulness/…`.
 
     Raises:
         InputError: a parameter that cannot be used.
@@ -164,7 +167,7 @@ class TextMetric(Metric):
                 better[i] = share_beaten(sign * item.own, sign * item.random)
         curves = [item.curves for item in outcomes if isinstance(item, TextScore) and item.curves is not None]
         return MetricResult(
-            name=self.name,
+            name=self.name if self.targets is None else f"{CONCEPT_FAITHFULNESS}/{self.name}",
             method=explanations.method,
             values=own,
             random_values=nan_mean(random, axis=1),
