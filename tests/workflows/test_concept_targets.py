@@ -15,7 +15,9 @@ from interpreto_mlops.attributions import AttributionSet, Occlusion
 from interpreto_mlops.attributions.metrics import Deletion
 from interpreto_mlops.cli import main
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, concept_targets, top_words
+from interpreto_mlops.tracking import run, write_attributions
 from interpreto_mlops.tracking.loading import load_model
+from tests.audit.explained import register
 
 
 @pytest.fixture
@@ -119,3 +121,19 @@ def test_explanations_of_concepts_can_be_logged_by_hand(model_folder, dictionary
     hidden = client.download_artifacts(im.log_attributions(found, model=model, new_run=True), "attributions")
     with open(f"{hidden}/attributions.html", encoding="utf-8") as page:
         assert label not in page.read()
+
+
+def test_no_policy_takes_what_drives_a_concept_for_what_drives_the_output(store, texts):
+    version = register(store)
+    split = ModelWithSplitPoints(version.model, [1])
+    dictionary = PCAConcepts(n_concepts=2).fit(split.get_activations(texts, progress=False)[1], progress=False)
+    targets = concept_targets(split, dictionary, [0, 1])
+    for explained in (targets, None):
+        found = Occlusion(version.model)(texts, targets=explained)
+        scores = [Deletion(version.model, targets=explained)(found)]
+        with run(store, kind="attributions", name="occlusion") as log:
+            write_attributions(log, found, metrics=scores, model=version.model, draw=False)
+        known = 0 if explained is targets else 1
+        assert len(version.evidence().pieces) == known
+        entity = MlflowClient(store.tracking_uri).get_logged_model(version.model.model_id)
+        assert len([each for each in entity.metrics or [] if each.key == "explain/deletion"]) == known
