@@ -54,7 +54,7 @@ def recalled(
 
 
 def _at_layer(model: TextModel, explanations: list[Attribution], targets: Any) -> Mapping[int, LayerTargets] | None:
-    """Return the targets of each explanation of a layer, by its identity, or None for those of outputs."""
+    """Return the targets of each explanation of a layer, by the text's index, or None for those of outputs."""
     given = layer_targets(targets)
     for item in explanations:
         layers = {target.layer for target in item.targets} - {None}
@@ -67,18 +67,17 @@ def _at_layer(model: TextModel, explanations: list[Attribution], targets: Any) -
             raise InputError(f"text {item.index} explains the model's outputs; leave out targets={targets!r}")
     if given is None:
         return None
-    each = given if isinstance(given, list) else [given] * len(explanations)
-    if len(each) != len(explanations):
-        raise InputError(f"{len(each)} targets were given for {len(explanations)} explanations")
-    for source in each:
+    for source in given if isinstance(given, list) else [given]:
         source.check_model(model)
-    return {id(item): source for item, source in zip(explanations, each, strict=True)}
+    if isinstance(given, list) and (beyond := [item.index for item in explanations if item.index >= len(given)]):
+        raise InputError(f"there are {len(given)} targets, one a text, and none for text {beyond[0]}")
+    return {item.index: given[item.index] if isinstance(given, list) else given for item in explanations}
 
 
 def _concepts(
     model: TextModel, item: Attribution, encoding: Encoding, sources: Mapping[int, LayerTargets]
 ) -> LayerQuestion:
-    question = LayerQuestion(model, encoding, sources[id(item)])
+    question = LayerQuestion(model, encoding, sources[item.index])
     if question.expected != item.targets:
         found, given = ([target.title for target in targets] for targets in (item.targets, question.expected))
         raise InputError(f"text {item.index} explains {found}, and the metric was given the targets {given}")

@@ -190,7 +190,7 @@ class ConceptTargets(LayerTargets):
         return total, strongest if self.element is not None else torch.full_like(strongest, NO_ELEMENT)
 
     def _codes(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the concepts' codes, shape (rows, concepts); NaN, which the engine refuses, where rows are not finite."""
+        """Return the concepts' codes, shape (rows, concepts): NaN, which the engine refuses, of rows not finite."""
         if not len(rows):
             return rows.new_zeros(0, len(self.concepts))
         codes = self.dictionary.differentiable_codes(rows.cpu())[:, list(self.concepts)]

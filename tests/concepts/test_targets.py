@@ -21,6 +21,7 @@ from interpreto_mlops.attributions import (
     Occlusion,
     Saliency,
 )
+from interpreto_mlops.attributions.metrics import METRICS as ATTRIBUTION_METRICS
 from interpreto_mlops.attributions.metrics import (
     Comprehensiveness,
     Deletion,
@@ -28,12 +29,12 @@ from interpreto_mlops.attributions.metrics import (
     SanityCheck,
     evaluate,
 )
-from interpreto_mlops.attributions.metrics import METRICS as ATTRIBUTION_METRICS
 from interpreto_mlops.concepts import (
     DICTIONARIES,
     ConceptDictionary,
     JumpReLUSAEConcepts,
     KMeansConcepts,
+    Label,
     ModelWithSplitPoints,
     NeuronsAsConcepts,
     PCAConcepts,
@@ -253,7 +254,9 @@ def test_gradients_are_those_of_autograd_through_the_layer(tiny_model, how):
         np.testing.assert_allclose(norm.scores[place], gradient[0].norm(dim=-1), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["occlusion", "kernel_shap", "integrated_gradients", "attention_rollout", "attn_lrp"])
+@pytest.mark.parametrize(
+    "method", ["occlusion", "kernel_shap", "integrated_gradients", "attention_rollout", "attn_lrp"]
+)
 @pytest.mark.parametrize("replacement", ["mask", "remove"])
 def test_a_text_has_the_same_scores_alone_and_in_company(tiny_model, texts, method, replacement):
     model = tiny_model("bert")
@@ -286,14 +289,38 @@ def test_nothing_behind_the_layer_runs_and_nothing_of_the_model_changes(tiny_mod
     hooks = {name: len(module._forward_hooks) for name, module in model.model.named_modules()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextWarning)
-        for _, method in METHODS.items():
-            method(model)(texts[:2], targets=targets)
+        for name in METHODS.names():
+            METHODS.get(name)(model)(texts[:2], targets=targets)
     assert ran == []
     assert model.model.training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.model.state_dict().items())
     assert {name: len(module._forward_hooks) for name, module in model.model.named_modules()} == hooks
     assert targets.dictionary.weights["encoder"].grad is None
+
+
+def test_a_model_split_by_traces_gives_the_same(tiny_model, texts):
+    model = tiny_model("bert")
+    by_hooks, by_traces = (ModelWithSplitPoints(model, [1], engine=engine) for engine in ("hooks", "nnsight"))
+    dictionary = learned(by_hooks)
+    first, second = (
+        Occlusion(model)(texts, targets=concept_targets(split, dictionary, [0, 1])) for split in (by_hooks, by_traces)
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("options", [{"autocast": "bfloat16"}, {"token_budget": "auto"}], ids=["autocast", "budget"])
+def test_arithmetic_and_budgets_of_the_model_hold_for_concepts(tiny_model, texts, options):
+    plain = tiny_model("bert")
+    other = TextModel(plain.model, plain.tokenizer, name="tiny", **options)
+    scores = []
+    dictionary = learned(ModelWithSplitPoints(plain, [1]))
+    for model in (plain, other):
+        targets = concept_targets(ModelWithSplitPoints(model, [1]), dictionary, [0, 1], aggregation="mean")
+        found = [*Occlusion(model)(texts, targets=targets), *InputXGradient(model)(texts, targets=targets)]
+        scores.append(np.concatenate([item.scores.ravel() for item in found]))
+    assert np.corrcoef(scores)[0, 1] > 0.99
+    assert np.array_equal(*scores) == ("token_budget" in options)
 
 
 def test_texts_share_batches_and_equal_rows_run_once(tiny_model):
@@ -327,8 +354,7 @@ def test_any_split_point_can_be_explained(tiny_model, place):
     targets = concept_targets(split, dictionary, [0, 1], aggregation="mean")
     (item,) = Occlusion(model, replacement="unk")([SIX], targets=targets)
     full, rest = (
-        activation(split, dictionary, [0, 1], text, "mean", granularity)
-        for text in (SIX, SIX.replace("food", UNKNOWN))
+        activation(split, dictionary, [0, 1], text, "mean", granularity) for text in (SIX, SIX.replace("food", UNKNOWN))
     )
     np.testing.assert_allclose(item.scores[:, 1], full - rest, rtol=1e-3, atol=1e-4)
     (smooth,) = IntegratedGradients(model, n_nodes=100)([SIX], targets=targets)
@@ -398,6 +424,10 @@ def test_each_text_may_have_its_own_targets(tiny_model):
         (alone,) = Occlusion(model)([text], targets=own)
         np.testing.assert_allclose(item.scores, alone.scores, rtol=1e-3, atol=1e-5)
         assert [target.id for target in item.targets] == list(own.concepts)
+    # A part of the explanations finds its own targets again.
+    for k in range(2):
+        whole, part = Deletion(model, targets=each)(both), Deletion(model, targets=each)(both[k : k + 1])
+        assert part.values[0] == pytest.approx(whole.values[k], abs=1e-5)
 
 
 def test_gradients_of_texts_with_targets_of_their_own(tiny_model):
@@ -459,7 +489,9 @@ def test_a_family_without_gradient_is_explained_by_perturbations_alone(tiny_mode
     expected = activation(split, targets.dictionary, [0, 1], SIX)
     np.testing.assert_allclose(item.output, expected, rtol=1e-3, atol=1e-4)
     for method in (Saliency, IntegratedGradients):
-        with pytest.raises(InputError, match=r"a semi_nmf dictionary have no gradient .* occlusion, kernel_shap or lime"):
+        with pytest.raises(
+            InputError, match=r"a semi_nmf dictionary have no gradient .* occlusion, kernel_shap or lime"
+        ):
             method(model)([SIX], targets=targets)
 
 
@@ -487,6 +519,20 @@ def test_targets_have_the_labels_of_the_concepts(tiny_model, tmp_path):
     hidden = found.hidden()
     assert all(target.name.startswith("sha256:") for target in hidden[0].targets)
     assert not any(label in hidden._repr_html_() for label in labels)
+
+
+def test_a_label_that_is_markup_is_shown_as_text(tiny_model):
+    model = tiny_model("bert")
+    split = ModelWithSplitPoints(model, [1])
+    rows = split.get_activations(TEXTS, progress=False)[1]
+    dictionary = PCAConcepts(n_concepts=1).fit(rows, progress=False)
+    hostile = "<script>window.pwned=1</script>"
+    dictionary.descriptions = [top_words(dictionary, rows)[0].named(Label(hostile, "human"))]
+    found = Occlusion(model)([SIX], targets=concept_targets(split, dictionary, 0))
+    assert found[0].targets[0].name == hostile
+    page = found._repr_html_()
+    assert "<script>window.pwned" not in page
+    assert "window.pwned" in page
 
 
 def test_two_concepts_of_one_label_are_told_apart(tiny_model):
@@ -566,8 +612,9 @@ def test_metrics_refuse_what_they_cannot_judge(tiny_model):
         Deletion(model, targets=targets, joint=True)
     with pytest.raises(InputError, match="sanity_check draws weights anew from the head"):
         SanityCheck(Occlusion(model, replacement="unk"))(found)
-    with pytest.raises(InputError, match="2 targets were given for 1 explanations"):
-        Deletion(model, targets=[targets, targets])(found)
+    more = Occlusion(model, replacement="unk")([SIX, SIX], targets=targets)
+    with pytest.raises(InputError, match="there are 1 targets, one a text, and none for text 1"):
+        Deletion(model, targets=[targets])(more)
     with pytest.raises(InputError, match="hidden"):
         Deletion(model, targets=targets)(found.hidden())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -17,6 +18,7 @@ from interpreto_mlops.cli import main
 from interpreto_mlops.concepts import ModelWithSplitPoints, PCAConcepts, concept_targets, top_words
 from interpreto_mlops.tracking import run, write_attributions
 from interpreto_mlops.tracking.loading import load_model
+from interpreto_mlops.workflows.compare import compare_methods
 from tests.audit.explained import register
 
 
@@ -50,14 +52,14 @@ def test_the_command_explains_concepts_of_a_stored_dictionary(model_folder, data
     assert done.exit_code == 0, done.output
     cells = {run.data.params["method"]: run for run in runs_of(database) if "method" in run.data.params}
     assert set(cells) == {"occlusion", "saliency"}
-    for run in cells.values():
-        assert run.data.tags["interpreto.layer"] == run.data.params["layer"] == "bert.encoder.layer.1"
-        assert run.data.params["method.dictionary_uri"] == str(dictionary_folder)
-        assert json.loads(run.data.params["method.concepts"]) == [3, 1]
-        assert run.data.params["method.dictionary"] == "pca"
-        assert np.isfinite(run.data.metrics["concept_faithfulness/deletion"])
+    for cell in cells.values():
+        assert cell.data.tags["interpreto.layer"] == cell.data.params["layer"] == "bert.encoder.layer.1"
+        assert cell.data.params["method.dictionary_uri"] == str(dictionary_folder)
+        assert json.loads(cell.data.params["method.concepts"]) == [3, 1]
+        assert cell.data.params["method.dictionary"] == "pca"
+        assert np.isfinite(cell.data.metrics["concept_faithfulness/deletion"])
         # What policies and comparisons of models read is about outputs.
-        assert not any(name.startswith("faithfulness/") for name in run.data.metrics)
+        assert not any(name.startswith("faithfulness/") for name in cell.data.metrics)
     client = MlflowClient(database)
     folder = client.download_artifacts(cells["occlusion"].info.run_id, "attributions")
     labels = [each.label for each in im.load_dictionary(dictionary_folder).descriptions]
@@ -108,19 +110,17 @@ def test_explanations_of_concepts_can_be_logged_by_hand(model_folder, dictionary
     found = Occlusion(model)(texts, targets=targets)
     run_id = im.log_attributions(found, model=model, metrics=[Deletion(model, targets=targets)(found)])
     client = MlflowClient(database)
-    run = client.get_run(run_id)
-    assert run.data.tags["interpreto.layer"] == "bert.encoder.layer.1"
-    assert run.data.params["method.targets"] == "several"
-    assert "concept_faithfulness/deletion_random" in run.data.metrics
+    data = client.get_run(run_id).data
+    assert data.tags["interpreto.layer"] == "bert.encoder.layer.1"
+    assert data.params["method.targets"] == "several"
+    assert "concept_faithfulness/deletion_random" in data.metrics
     folder = client.download_artifacts(run_id, "attributions")
     assert AttributionSet.load(folder) == found
     label = found[0].targets[0].name
-    with open(f"{folder}/attributions.html", encoding="utf-8") as page:
-        assert label in page.read()
+    assert label in Path(folder, "attributions.html").read_text(encoding="utf-8")
     monkeypatch.setenv("INTERPRETO_HIDE_TEXTS", "1")
     hidden = client.download_artifacts(im.log_attributions(found, model=model, new_run=True), "attributions")
-    with open(f"{hidden}/attributions.html", encoding="utf-8") as page:
-        assert label not in page.read()
+    assert label not in Path(hidden, "attributions.html").read_text(encoding="utf-8")
 
 
 def test_no_policy_takes_what_drives_a_concept_for_what_drives_the_output(store, texts):
@@ -137,3 +137,17 @@ def test_no_policy_takes_what_drives_a_concept_for_what_drives_the_output(store,
         assert len(version.evidence().pieces) == known
         entity = MlflowClient(store.tracking_uri).get_logged_model(version.model.model_id)
         assert len([each for each in entity.metrics or [] if each.key == "explain/deletion"]) == known
+
+
+def test_methods_are_compared_on_concepts(model_folder, dictionary_folder, texts):
+    model, dictionary = load_model(str(model_folder)), im.load_dictionary(dictionary_folder)
+    split = ModelWithSplitPoints(model, [1])
+    many = [f"{texts[k % 5]} {texts[(k + 1) % 5]}" for k in range(40)]
+    each = [concept_targets(split, dictionary, [k % 4]) for k in range(40)]
+    for targets in (each, each[0]):
+        found = compare_methods(model, many, ["occlusion", "saliency"], ["deletion"], targets=targets, log=False)
+        assert set(found.table["metric"]) == {"concept_faithfulness/deletion"}
+        means = found.table.set_index("method")["mean"]
+        assert np.isfinite(means).all()
+        alone = Occlusion(model)(many, targets=targets)
+        assert Deletion(model, targets=targets)(alone).mean == pytest.approx(means["occlusion"], abs=1e-4)

@@ -100,8 +100,8 @@ class TextMetric(Metric):
         seed: of the random rankings, and of what else the metric draws.
         joint: whether a text's targets are scored as one: by the sum of their scores, and the geometric mean of their
             probabilities. By default each target is scored on its own, and a text has the mean over its targets.
-        targets: those of the explanations, where these are of concepts. Codes then stand for probabilities, in their
-            own unit, which no bounds hold for, and the result is named `concept_faithfulness/…`.
+        targets: those that the method was called with, where it explained concepts. Codes then stand for probabilities,
+            in their own unit, which no bounds hold for, and the result is named `concept_faithfulness/…`.
 
     Raises:
         InputError: a parameter that cannot be used.
