@@ -69,7 +69,7 @@ def concept_targets(
     path = place_of(split, dictionary, layer, allow_mismatch=allow_mismatch)
     if aggregation not in AGGREGATIONS:
         raise UnknownNameError("aggregation over rows", aggregation, AGGREGATIONS)
-    numbers = _numbers([concepts] if isinstance(concepts, int) else list(concepts), dictionary)
+    numbers = _numbers(_listed(concepts), dictionary)
     _check_element(element)
     return ConceptTargets(split, dictionary, numbers, path, aggregation, element)
 
@@ -242,6 +242,12 @@ class ConceptTargets(LayerTargets):
         lengths_of_rows = torch.from_numpy(counts).to(output.device)
         made = aggregate(tokens, lengths_of_rows, self.row_aggregation) if len(counts) else tokens
         return rows[0].astype(np.int64), rows[1].astype(np.int64), made
+
+
+def _listed(concepts: Any) -> list[Any]:
+    # Arrays and tensors without a dimension say that they are iterable.
+    alone = isinstance(concepts, str) or not isinstance(concepts, Iterable) or getattr(concepts, "ndim", 1) == 0
+    return [concepts] if alone else list(concepts)
 
 
 def _numbers(concepts: list[Any], dictionary: ConceptDictionary) -> list[int]:
