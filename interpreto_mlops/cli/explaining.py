@@ -122,6 +122,15 @@ def quickstart(
 @click.option("--target", help="The class to explain, by name, or a continuation [default: what the model says].")
 @click.option("--target-column", help="The column that says for each text what --target says for all.")
 @CONTRAST
+@click.option("--dictionary", help="A concept dictionary of the model: explain its concepts instead of a target.")
+@click.option("--concepts", type=LIST, help="The numbers of the concepts to explain.")
+@click.option(
+    "--concept-aggregation",
+    type=click.Choice(["max", "mean", "sum"]),
+    default="max",
+    show_default=True,
+    help="How a text's rows become one number for each concept.",
+)
 @GENERATE
 @click.option(
     "--target-granularity",

@@ -48,6 +48,7 @@ from interpreto_mlops.concepts.metrics import (
 )
 from interpreto_mlops.concepts.simulation import concept_study, consim
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
+from interpreto_mlops.concepts.targets import ConceptTargets, concept_targets
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
 
@@ -92,6 +93,7 @@ __all__ = [
     "ConceptImportance",
     "ConceptInputs",
     "ConceptMetric",
+    "ConceptTargets",
     "Context",
     "Detection",
     "Example",
@@ -120,6 +122,7 @@ __all__ = [
     "check_belongs",
     "concept_importance",
     "concept_study",
+    "concept_targets",
     "consim",
     "evaluate",
     "evaluate_effect",

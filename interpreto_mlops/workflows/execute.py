@@ -80,11 +80,11 @@ def _execute(recipe: ExplainRecipe, command: str, console: Console) -> Outcome:
     store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
     with console.stage("model"):
         model = load_model(recipe.model, store=store, **_arithmetic(recipe))
-        if isinstance(recipe, AttributeRecipe) and model.task == "encoder":
+        if isinstance(recipe, AttributeRecipe) and model.task == "encoder" and recipe.dictionary is None:
             raise InputError(f"{recipe.model!r} is neither a classifier nor a language model, which attributions need")
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
     # Before any run is there: what the plan refuses leaves nothing in the store.
-    plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
+    plan = planned(recipe, model, dataset, store) if isinstance(recipe, AttributeRecipe) else None
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
     with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
         outcome = _carry_out(job, recipe, plan)

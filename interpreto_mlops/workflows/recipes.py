@@ -46,6 +46,10 @@ class AttributeRecipe(ModelRecipe):
             continuation for a language model (its own by default).
         target_column: of the file; says for each text what `target` says for all.
         contrast: what the target is explained against: why this class rather than that one.
+        dictionary: the MLflow address or folder of a concept dictionary of the model; what is explained is then how
+            strong its concepts get in each text.
+        concepts: the numbers of these concepts.
+        concept_aggregation: how a text's rows become one number: `max`, `mean` or `sum`.
         generate: arguments of a language model's own generation, such as `{max_new_tokens: 20}`.
         target_granularity: what of a continuation is explained as one: each `token`, `word` or `sentence` of it.
         truncation: whether a prompt that is too long is cut on the left instead of refused.
@@ -63,6 +67,9 @@ class AttributeRecipe(ModelRecipe):
     target: str | int | None = None
     target_column: str | None = None
     contrast: str | int | None = None
+    dictionary: str | None = None
+    concepts: list[int] = Field(default_factory=list)
+    concept_aggregation: Literal["max", "mean", "sum"] = "max"
     generate: dict[str, Any] = Field(default_factory=dict)
     target_granularity: str = "token"
     truncation: bool = False
@@ -76,8 +83,8 @@ class AttributeRecipe(ModelRecipe):
 
         Raises:
             UnknownNameError: one that is not there.
-            InputError: a method or metric twice, a metric that needs rationales, or one target for all texts beside a
-                column of them.
+            InputError: a method or metric twice, a metric that needs rationales, or targets that are said twice or by
+                half, such as concepts without their dictionary.
         """
         kinds = {name: METHODS.get(name) for name in self.methods}
         metrics = {name: METRICS.get(name) for name in self.metrics}
@@ -90,6 +97,10 @@ class AttributeRecipe(ModelRecipe):
         self._check_options({**kinds, **metrics}, "method")
         if self.target is not None and self.target_column is not None:
             raise InputError("what is explained is said once, not by 'target' and 'target_column'")
+        if (self.dictionary is None) != (not self.concepts):
+            raise InputError("concepts are explained by 'dictionary' and 'concepts' together; one of them is missing")
+        if self.concepts and (self.target is not None or self.target_column is not None):
+            raise InputError("what is explained is said once, not by a target and by 'concepts'")
 
 
 class ConceptsRecipe(ModelRecipe):
