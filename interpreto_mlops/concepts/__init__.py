@@ -29,6 +29,7 @@ from interpreto_mlops.concepts.metrics import (
     stability,
     stability_random,
 )
+from interpreto_mlops.concepts.probes import PROBES, Probe, label_concepts
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
@@ -53,14 +54,24 @@ if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are f
     from interpreto_mlops.concepts.dictionaries.svd import SVDConcepts as SVDConcepts
     from interpreto_mlops.concepts.dictionaries.topk_sae import TopKSAEConcepts as TopKSAEConcepts
     from interpreto_mlops.concepts.dictionaries.vanilla_sae import VanillaSAEConcepts as VanillaSAEConcepts
+    from interpreto_mlops.concepts.probes.centroids import CosineProbe as CosineProbe
+    from interpreto_mlops.concepts.probes.centroids import DotProductProbe as DotProductProbe
+    from interpreto_mlops.concepts.probes.centroids import MeanDifferenceProbe as MeanDifferenceProbe
+    from interpreto_mlops.concepts.probes.distances import DiagonalMahalanobisProbe as DiagonalMahalanobisProbe
+    from interpreto_mlops.concepts.probes.distances import SquaredDistanceProbe as SquaredDistanceProbe
+    from interpreto_mlops.concepts.probes.distances import SVDDProbe as SVDDProbe
+    from interpreto_mlops.concepts.probes.regressions import LinearSVMProbe as LinearSVMProbe
+    from interpreto_mlops.concepts.probes.regressions import LogisticProbe as LogisticProbe
+    from interpreto_mlops.concepts.probes.regressions import RidgeProbe as RidgeProbe
 
 discover("interpreto_mlops.concepts.dictionaries")
-globals().update({family.__name__: family for _, family in DICTIONARIES.items()})
+globals().update({family.__name__: family for _, family in (*DICTIONARIES.items(), *PROBES.items())})
 
 __all__ = [
     "DICTIONARIES",
     "IMPORTANCE",
     "METRICS",
+    "PROBES",
     "ActivationDensity",
     "ActivationSet",
     "ConceptDescription",
@@ -72,6 +83,7 @@ __all__ = [
     "Label",
     "LocalImportance",
     "ModelWithSplitPoints",
+    "Probe",
     "Word",
     "ablate",
     "check_belongs",
@@ -81,6 +93,7 @@ __all__ = [
     "evaluate_rows",
     "fit_together",
     "intervention_effect",
+    "label_concepts",
     "local_importance",
     "probe_texts",
     "sparse_probing",
@@ -89,5 +102,5 @@ __all__ = [
     "steer",
     "top_words",
 ]
-__all__ += [family.__name__ for _, family in DICTIONARIES.items()]
+__all__ += [family.__name__ for _, family in (*DICTIONARIES.items(), *PROBES.items())]
 __all__.sort()
