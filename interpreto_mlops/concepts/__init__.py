@@ -29,7 +29,15 @@ from interpreto_mlops.concepts.metrics import (
     stability,
     stability_random,
 )
-from interpreto_mlops.concepts.probes import PROBES, Probe, label_concepts
+from interpreto_mlops.concepts.probes import (
+    PROBES,
+    Probe,
+    ProbeScores,
+    TCAVResult,
+    cross_validate,
+    label_concepts,
+    tcav,
+)
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
@@ -84,10 +92,13 @@ __all__ = [
     "LocalImportance",
     "ModelWithSplitPoints",
     "Probe",
+    "ProbeScores",
+    "TCAVResult",
     "Word",
     "ablate",
     "check_belongs",
     "concept_importance",
+    "cross_validate",
     "evaluate",
     "evaluate_effect",
     "evaluate_rows",
@@ -100,6 +111,7 @@ __all__ = [
     "stability",
     "stability_random",
     "steer",
+    "tcav",
     "top_words",
 ]
 __all__ += [family.__name__ for _, family in (*DICTIONARIES.items(), *PROBES.items())]

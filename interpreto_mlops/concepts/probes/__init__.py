@@ -3,10 +3,12 @@
 Every file of the package that defines families registers them in `PROBES`.
 """
 
+from interpreto_mlops.concepts.probes.activation_vectors import TCAVResult, tcav
 from interpreto_mlops.concepts.probes.base import PROBES, Probe
 from interpreto_mlops.concepts.probes.labels import label_concepts
+from interpreto_mlops.concepts.probes.selectivity import ProbeScores, cross_validate
 from interpreto_mlops.registry import discover
 
 discover("interpreto_mlops.concepts.probes")
 
-__all__ = ["PROBES", "Probe", "label_concepts"]
+__all__ = ["PROBES", "Probe", "ProbeScores", "TCAVResult", "cross_validate", "label_concepts", "tcav"]

@@ -117,7 +117,7 @@ class Probe(ConceptDictionary):
         labels: Any = None,
         *,
         names: Sequence[str] | None = None,
-        groups: Sequence[Any] | None = None,
+        groups: Sequence[Any] | Integers | None = None,
         per: str | None = None,
         **training: Any,
     ) -> Self:
@@ -144,8 +144,8 @@ class Probe(ConceptDictionary):
         data_facts(rows)
         matrix = label_matrix(labels, rows, per)
         self._check_columns(matrix, names)
-        places = self._sampled(matrix)
-        weights = self._learned(_gathered(rows, places), matrix[places], groups_of(rows, groups)[places])
+        places = self.sampled(matrix)
+        weights = self._learned(gathered(rows, places), matrix[places], groups_of(rows, groups)[places])
         self.n_concepts = matrix.shape[1]
         said = {"names": None if names is None else list(names), "n_known": (~np.isnan(matrix)).sum(axis=0).tolist()}
         said |= {"n_positive": np.nansum(matrix, axis=0).astype(int).tolist(), "sha256": digest_of(matrix)}
@@ -164,7 +164,7 @@ class Probe(ConceptDictionary):
         if names is not None and (isinstance(names, str) or len(names) != matrix.shape[1]):
             raise InputError(f"{matrix.shape[1]} concepts need as many names, not {names!r}")
 
-    def _sampled(self, matrix: Floats) -> Integers:
+    def sampled(self, matrix: Floats) -> Integers:
         """Return the places of the rows to learn from: those that have a label, or an even sample of them."""
         known = np.flatnonzero(~np.isnan(matrix).all(axis=1))
         if len(known) <= self.max_rows:
@@ -263,7 +263,7 @@ class Probe(ConceptDictionary):
             raise InputError(f"codes of this probe have {self.n_concepts} columns, not {codes.shape[-1]}")
 
 
-def _gathered(rows: Rows, places: Integers) -> Floats:
+def gathered(rows: Rows, places: Integers) -> Floats:
     """Return some rows, shape (places, width)."""
     out = np.empty((len(places), rows.width))
     start = 0

@@ -107,7 +107,7 @@ def _as_numbers(labels: Any) -> Floats:
     return matrix
 
 
-def groups_of(rows: Rows, groups: Sequence[Any] | None = None) -> Integers:
+def groups_of(rows: Rows, groups: Sequence[Any] | Integers | None = None) -> Integers:
     """Return the number of each row's group: rows of one are never divided; by default the row's text, else itself.
 
     Raises:
@@ -116,7 +116,10 @@ def groups_of(rows: Rows, groups: Sequence[Any] | None = None) -> Integers:
     if groups is not None:
         if len(groups) != len(rows):
             raise InputError(f"{len(rows)} rows need as many groups, not {len(groups)}")
-        return np.unique(np.asarray([str(group) for group in groups]), return_inverse=True)[1].astype(np.int64)
+        named = np.asarray(groups)
+        if named.ndim != 1 or named.dtype == object:
+            named = np.asarray([str(group) for group in groups])
+        return np.unique(named, return_inverse=True)[1].astype(np.int64)
     text_ids = getattr(rows, "text_ids", None)
     return np.arange(len(rows)) if text_ids is None else np.asarray(text_ids)
 
