@@ -53,6 +53,9 @@ PARAMS = (
     "fit_split",
     "n_concepts",
     "seed",
+    "label",
+    "folds",
+    "repeats",
     "subject",
     "against",
     "policy",
@@ -86,6 +89,7 @@ CONCEPTS_IMPORTANCE_FIGURE = "concepts/importance.png"
 CONCEPTS_DENSITY = "concepts/density.parquet"
 CONCEPTS_DENSITY_FIGURE = "concepts/density.png"
 CONCEPTS_TRAINING_FIGURE = "concepts/training.png"
+PROBING_SCORES = "probing/scores.json"
 MODEL_CARD = "README.md"
 MODEL_LABELS = "labels.json"
 MODEL_METRICS = "metrics.json"
@@ -93,6 +97,8 @@ REPORT_HTML = "report/report.html"
 REPORT_COMPARISON = "report/comparison.png"
 REPORT_CURVES = "report/curves.png"
 REPORT_COST = "report/cost.png"
+REPORT_PROBING = "report/probing.png"
+REPORT_PROBES = "report/probes.json"
 REPORT_METHODS = "report/methods.json"
 REPORT_PAIRS = "report/pairs.json"
 AUDIT_HTML = "report/audit.html"
