@@ -142,11 +142,6 @@ def _summary(job: Job, title: str, lead: str, cells: Sequence[ProbeCell]) -> str
     for cell in cells:
         values = [cell.path, cell.label, cell.probe.name, *(f"{cell.metrics[name]:.3f}" for name in SHOWN.values())]
         lines.append("| " + " | ".join(schema.markdown(value) for value in values) + " |")
-    lines += [
-        "",
-        (
-            f"The page is in the artifact `{schema.REPORT_HTML}`. All runs of this job carry the tag `{schema.TAG_SUITE}` = "
-            f"`{job.suite}`: group the runs table by it."
-        ),
-    ]
+    where = f"The page is in the artifact `{schema.REPORT_HTML}`. All runs of this job carry the tag "
+    lines += ["", f"{where}`{schema.TAG_SUITE}` = `{job.suite}`: group the runs table by it."]
     return "\n".join(lines)
