@@ -232,6 +232,21 @@ def layers_figure(scores: dict[str, list[Any]]) -> Any:
     return probing_figure(["embeddings", "layer 0", "layer 1"], panels)
 
 
+def tested(
+    split: ModelWithSplitPoints, rows: ActivationSet, train: pd.DataFrame, held_out: pd.DataFrame, *, repetitions: int
+) -> pd.DataFrame:
+    """TCAV of each aspect's sentiment, Positive against Negative, for the classes of reviews that nobody edited."""
+    values = {"Positive": 1.0, "Negative": 0.0}
+    labels = np.stack([[values.get(value, np.nan) for value in aspect(train, name)] for name in ASPECTS], axis=1)
+    texts = held_out[held_out.is_original].description.tolist()
+    asked = {"names": ASPECTS, "layer": EDITED_LAYER, "repetitions": repetitions}
+    frames = [
+        tcav(split, rows, labels, texts, probe=family, **asked).to_frame().assign(probe=family)
+        for family in FAMILIES[:2]
+    ]
+    return pd.concat(frames, ignore_index=True)
+
+
 def tables(layers: dict[str, list[Any]], records: list[dict], aspects: list[dict], tests: pd.DataFrame, n: int) -> str:
     """All results as markdown."""
     rows = []
@@ -253,10 +268,10 @@ def tables(layers: dict[str, list[Any]], records: list[dict], aspects: list[dict
         (r["aspect"], str(r["edits"]), f"{r['pearson']:.2f}", *(f"{size:.2f}" for size in r["sizes"])) for r in aspects
     ]
     parts = report.table(head, lines)
-    head = ("concept", "class", "texts", "TCAV", "random", "p", "sensitivity", "p of it")
+    head = ("probe", "concept", "class", "texts", "TCAV", "random", "p", "sensitivity", "p of it")
     each = [
         (
-            *(str(row[name]) for name in ("concept", "class", "texts")),
+            *(str(row[name]) for name in ("probe", "concept", "class", "texts")),
             *(f"{row[name]:.2f}" for name in ("tcav", "tcav_random")),
             f"{row['tcav_p']:.2g}",
             f"{row['sensitivity']:.3f}",
@@ -268,7 +283,7 @@ def tables(layers: dict[str, list[Any]], records: list[dict], aspects: list[dict
         "What each layer knows of an aspect's sentiment: balanced accuracy of logistic probes with 95 % intervals.",
         f"Estimated and measured effects of {n} edits.",
         f"Shifts by {SHOWN} probes, aspect by aspect.",
-        "TCAV at layer 0; p-values are times the number of tests.",
+        "TCAV at layer 0 of an aspect being Positive, not Negative; p-values are times the eight tests of a probe.",
     )
     bodies = (known, found, parts, report.table(head, each))
     return "\n\n".join(f"{text}\n\n{body}" for text, body in zip(texts, bodies, strict=True))
@@ -284,14 +299,7 @@ def measure(model_folder: Path, data_folder: Path, *, most: int | None = None) -
     rows = split.get_activations(train.description.tolist(), granularity="sample", progress=False)
     records, aspects = effects(split, rows[EDITED_LAYER], train, edits)
     layers = by_layer(rows, train)
-    labels = np.stack(
-        [[{"Positive": 1.0, "unknown": 0.0}.get(v, np.nan) for v in aspect(train, a)] for a in ASPECTS], axis=1
-    )
-    explained = held_out[held_out.is_original].description.tolist()
-    names = [f"{name}=Positive" for name in ASPECTS]
-    tests = tcav(
-        split, rows[EDITED_LAYER], labels, explained, names=names, layer=EDITED_LAYER, repetitions=10 if most else 20
-    ).to_frame()
+    tests = tested(split, rows[EDITED_LAYER], train, held_out, repetitions=10 if most else 20)
     return tables(layers, records, aspects, tests, len(edits)), layers_figure(layers), records
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
 from interpreto_mlops.concepts import PROBES, ActivationSet, ModelWithSplitPoints, Probe, cross_validate, label_concepts
 from interpreto_mlops.concepts.belonging import check_belongs
 from interpreto_mlops.concepts.probes.labels import Floats
@@ -20,7 +19,7 @@ from interpreto_mlops.tracking.concept_evidence import register_dictionary, writ
 from interpreto_mlops.tracking.dictionary_facts import keepable
 from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.workflows.job import Console, Job, plain
-from interpreto_mlops.workflows.probe_cells import ProbeCell
+from interpreto_mlops.workflows.probe_cells import ProbeCell, best_of
 from interpreto_mlops.workflows.recipes import ProbeRecipe
 from interpreto_mlops.workflows.workspace import Workspace
 
@@ -215,11 +214,9 @@ def _write(job: Job, recipe: ProbeRecipe, cell: ProbeCell, column: Column, log: 
 
 def register_best(job: Job, recipe: ProbeRecipe, cells: list[ProbeCell]) -> None:
     """Register the probe of each column whose metric is the best, over layers and methods."""
-    sign = 1 if CONCEPT_METRICS.get(recipe.select_by).higher_is_better else -1
     with job.console.stage("tracking"):
         for label in recipe.label_columns:
-            ours = [cell for cell in cells if cell.label == label]
-            best = max(ours, key=lambda cell: sign * np.nan_to_num(cell.metrics[recipe.select_by], nan=-np.inf * sign))
+            best = best_of([cell for cell in cells if cell.label == label], recipe.select_by)
             assert best.logged is not None
             name = schema.registered_name(job.model.name, best.path, f"{label}-{best.probe.name}")
             version = register_dictionary(job.store, best.logged, best.probe, name=name, metrics=best.metrics)

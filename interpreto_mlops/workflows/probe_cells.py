@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
+from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
 from interpreto_mlops.concepts import Probe, ProbeScores
 from interpreto_mlops.tracking.logged_models import LoggedFolder
 
@@ -54,6 +57,17 @@ SHOWN: Shown = {
     "selectivity": "probing/selectivity",
 }
 """The metrics of tables, by their heads."""
+
+
+def best_of(cells: Sequence[ProbeCell], metric: str) -> ProbeCell:
+    """Return the probe with the best value of a metric; one that could not be computed is the worst."""
+    sign = -1 if CONCEPT_METRICS.get(metric).higher_is_better is False else 1
+
+    def goodness(cell: ProbeCell) -> float:
+        value = cell.metrics[metric]
+        return -math.inf if math.isnan(value) else sign * value
+
+    return max(cells, key=goodness)
 
 
 def probe_table(cells: list[ProbeCell]) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from interpreto_mlops.visuals.metric_names import metric_name
 from interpreto_mlops.visuals.probing import LayerScore, probing_figure
 from interpreto_mlops.visuals.report_html import Block, Cell, Column, Picture, Report, Section, Table, render_page
 from interpreto_mlops.workflows.job import Job
-from interpreto_mlops.workflows.probe_cells import SHOWN, ProbeCell, probe_table
+from interpreto_mlops.workflows.probe_cells import SHOWN, ProbeCell, best_of, probe_table
 
 _DRAWN = ("balanced_accuracy", "selectivity")
 _FOLDS = "Means over held-out folds, with 95 % intervals; the best of each label is marked."
@@ -68,8 +69,7 @@ def _caption() -> str:
 
 
 def _best(cells: Sequence[ProbeCell], label: str, metric: str) -> ProbeCell:
-    sign = -1 if metric_name(metric).higher_is_better is False else 1
-    return max((cell for cell in cells if cell.label == label), key=lambda cell: sign * cell.metrics[metric])
+    return best_of([cell for cell in cells if cell.label == label], metric)
 
 
 def _table(job: Job, cells: Sequence[ProbeCell]) -> Table:
@@ -94,7 +94,7 @@ def _table(job: Job, cells: Sequence[ProbeCell]) -> Table:
 
 def _interval(cell: ProbeCell, metric: str) -> str:
     low, high = cell.known.interval(metric.rsplit("/", 1)[-1])
-    return f"{low:.3f} to {high:.3f}"
+    return "" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _concepts(cells: Sequence[ProbeCell]) -> Table:

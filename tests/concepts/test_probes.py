@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -355,6 +356,7 @@ class TestBadInput:
             (UnknownNameError, "'whiten'", lambda: family(normalisation="whiten")),
             (UnknownNameError, "'isotonic'", lambda: family(calibration="isotonic")),
             (UnknownNameError, "'word'", lambda: family().fit(rows, labels, per="word")),
+            (InputError, "calibration_share must be a number from 0.01", lambda: family(calibration_share=0.0)),
             (InputError, "alpha", lambda: PROBES.get("ridge")(alpha=-1.0)),
             (NotFittedError, "not fitted", lambda: family().encode(rows)),
         ):  # fmt: skip
@@ -465,6 +467,9 @@ class TestAsDictionary:
         assert (logged.name, logged.version) == ("praise", "1")
         assert type(loaded) is type(probe)
         assert torch.equal(loaded.encode(activations), probe.encode(activations))
+        served = mlflow.pyfunc.load_model("models:/praise/1")
+        given = pd.DataFrame({"activations": activations.tensor()[:3].double().tolist()})
+        assert np.array_equal(served.predict(given), probe.encode(activations)[:3].numpy())
         labels = mlflow.artifacts.load_text(f"runs:/{logged.run_id}/concepts/labels.json")
         assert "praise" in labels
 

@@ -61,7 +61,7 @@ class Probe(ConceptDictionary):
         normalisation: of rows before anything else: `none`, `centre`, `standardise` or `unit_norm`.
         calibration: `none`, `balanced` (the bias with the best balanced accuracy on held-out rows) or `platt` (scores
             become log odds, fitted on held-out rows; see `probabilities`).
-        calibration_share: the share of the texts whose rows are held out for that.
+        calibration_share: the share of the texts whose rows are held out for that, from 0.01 to a half.
         max_rows: of more rows an even sample is learned from.
     """
 
@@ -82,7 +82,7 @@ class Probe(ConceptDictionary):
             raise UnknownNameError("normalisation", self.normalisation, NORMALISATIONS)
         if self.calibration not in CALIBRATIONS:
             raise UnknownNameError("calibration", self.calibration, CALIBRATIONS)
-        check_number("calibration_share", self.calibration_share, 0.0, 1.0)
+        check_number("calibration_share", self.calibration_share, 0.01, 0.51)
         check_integer("max_rows", self.max_rows, 2)
 
     @abstractmethod

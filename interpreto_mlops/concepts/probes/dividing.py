@@ -51,9 +51,9 @@ def folds_of(holds: Bools, groups: Integers, n_folds: int, seed: int) -> Iterato
 
 
 def divided(holds: Bools, groups: Integers, share: float, seed: int) -> Division:
-    """Return one division, in which about a share of the rows is held out.
+    """Return one division, in which about a share of the rows, at most a half, is held out.
 
     Raises:
         DataError: as for `folds_of`.
     """
-    return next(folds_of(holds, groups, max(2, round(1 / share)) if share > 0 else 2, seed))
+    return next(folds_of(holds, groups, round(1 / share), seed))
