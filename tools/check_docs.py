@@ -54,6 +54,13 @@ SECTIONS = (
         "Which directions a layer's activations are made of. `--methods` of `concepts` takes these names.",
     ),
     Section(
+        "probe",
+        "Probes",
+        "interpreto_mlops.concepts",
+        "PROBES",
+        "Concepts learned from labels. `--methods` of `probe` takes these names.",
+    ),
+    Section(
         "concept importance",
         "Concept importance",
         "interpreto_mlops.concepts",
@@ -103,6 +110,9 @@ PYTHON = (
             "evaluate",
             "evaluate_effect",
             "probe_texts",
+            "Probe.fit",
+            "cross_validate",
+            "tcav",
         ),
     ),
     ("interpreto_mlops.audit.comparison", ("compare_evidence",)),
