@@ -434,6 +434,17 @@ class TestObservers:
         over(server, cache=tmp_path, observe=calls.append).ask(prompts(3)[:1])
         assert calls == []  # nobody was asked
 
+    def test_one_that_fails_costs_no_answer(self, scripted_server: Factory, tmp_path: Path) -> None:
+        def fail(call: Call) -> None:
+            raise ZeroDivisionError
+
+        server = scripted_server(echo)
+        with pytest.raises(ZeroDivisionError):
+            over(server, cache=tmp_path, observe=fail, concurrency=1).ask(prompts(3))
+        assert len(list(tmp_path.rglob("*.json"))) == len(server.requests) == 1
+        assert texts(over(server, cache=tmp_path).ask(prompts(3))) == ["0", "1", "2"]
+        assert len(server.requests) == 3
+
     def test_progress_is_shown_on_request(self, scripted_server: Factory, capsys: pytest.CaptureFixture[str]) -> None:
         server = scripted_server(echo)
         over(server).ask(prompts(2))
@@ -499,6 +510,12 @@ class TestCache:
         assert texts(over(server, cache=tmp_path).ask(prompts(1))) == ["RefusalError"]
         assert texts(over(server, cache=tmp_path).ask(prompts(1))) == ["x"]
 
+    def test_its_files_are_as_readable_as_others(self, tmp_path: Path) -> None:
+        AnswerCache(tmp_path).put("ab" * 32, Answer("x"))
+        (tmp_path / "other").write_text("x")
+        (file,) = tmp_path.rglob("*.json")
+        assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+
     def test_it_holds_no_question(self, scripted_server: Factory, tmp_path: Path) -> None:
         over(scripted_server("x"), cache=tmp_path).ask(prompts(1))
         assert b"number" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
@@ -513,4 +530,5 @@ class TestCache:
         (tmp_path / "answers").write_text("in the way")
         with pytest.raises(InputError, match="cannot keep answers"):
             asking.ask(prompts(5))
+        assert asking.totals.asked == 1
         assert texts([asking.record[0][1]]) == ["0"]
