@@ -79,7 +79,7 @@ def brute_force(
     for row, value in enumerate((sign * codes).tolist()):
         index = int(activations.text_ids[row])
         start, end = unit_of(activations.texts[index], *activations.spans[row].tolist(), unit)
-        key: object = activations.texts[index][start:end].casefold() if unique else (index, start)
+        key: object = activations.texts[index][start:end].casefold() if unique else (index, start, end)
         if value > 0:
             best[key] = max(best.get(key, 0.0), value)
     return best
@@ -88,7 +88,7 @@ def brute_force(
 def key_of(activations: ActivationSet, example: Example, unit: str, unique: bool) -> object:
     start, end = unit_of(activations.texts[example.text_index], *activations.spans[example.row].tolist(), unit)
     assert activations.texts[example.text_index][start:end] == example.word
-    return example.word.casefold() if unique else (example.text_index, start)
+    return example.word.casefold() if unique else (example.text_index, start, end)
 
 
 @pytest.mark.parametrize("unique", [True, False])

@@ -111,7 +111,8 @@ class Units:
         spans = self.spans(start, stop)
         there = spans[:, 0] < spans[:, 1]
         if not unique:
-            return np.where(there, self._text_ids[start:stop] * _PLACES + spans[:, 0], -1)
+            # By their ends: the first runs of words of a sentence begin in the same place.
+            return np.where(there, self._text_ids[start:stop] * _PLACES + spans[:, 1], -1)
         keys = np.full(stop - start, -1, dtype=np.int64)
         for first, last in self._texts_of(start, stop):
             text, part = self._texts[self._text_ids[first]], slice(first - start, last - start)
