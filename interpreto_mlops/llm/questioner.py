@@ -186,6 +186,14 @@ class Questioner:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _one(self, key: str, prompt: Prompt, this: _Round) -> None:
+        try:
+            self._answered(key, prompt, this)
+        except BaseException:
+            # Such as a cache that cannot be written to: what is answered from now on would be lost.
+            this.stop("the run failed")
+            raise
+
+    def _answered(self, key: str, prompt: Prompt, this: _Round) -> None:
         most = most_tokens(self.model, prompt)
         if this.stopped.is_set() or not self._ledger.reserve(most):
             this.stop(f"the budget of {self._ledger.budget} is used up")
@@ -196,9 +204,11 @@ class Questioner:
             outcome = NotAskedError(f"the question was not asked: {this.reason}")
         this.found[key] = outcome
         answer = outcome if isinstance(outcome, Answer) else None
-        self._ledger.settle(most, answer, attempts)
-        if answer is not None:
-            self._keep(key, prompt, answer)
+        try:
+            if answer is not None:
+                self._keep(key, prompt, answer)
+        finally:
+            self._ledger.settle(most, answer, attempts)
         this.judge(outcome)
         if self.observe is not None and attempts:
             self.observe(Call(self.model.name, prompt, outcome, attempts, started, time.time_ns()))

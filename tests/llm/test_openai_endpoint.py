@@ -85,6 +85,9 @@ class TestAnswers:
         ask(server, Prompt("s", "a\ud800b\0c\u2028d"))
         assert server.requests[0].user == "a?b\ufffdc\u2028d"
 
+    def test_characters_that_cannot_be_kept_are_replaced(self, scripted_server: Factory) -> None:
+        assert ask(scripted_server(Reply("a\ud800b\0"))).text == "a?b\ufffd"
+
     def test_a_refusal_is_one(self, scripted_server: Factory) -> None:
         for reply in (Reply(None, refusal="I will not"), Reply("", finish="content_filter"), Reply(None)):
             assert isinstance(error_of(scripted_server(reply)), RefusalError)
@@ -113,8 +116,9 @@ class TestFailures:
         assert isinstance(error, UnusableModelError)
         assert "does not exist" in str(error)
 
-    def test_no_quota_left_is_no_matter_of_waiting(self, scripted_server: Factory) -> None:
-        assert isinstance(error_of(scripted_server(failure(429, code="insufficient_quota"))), UnusableModelError)
+    @pytest.mark.parametrize("reply", [failure(429, code="insufficient_quota"), failure(402), failure(405)])
+    def test_what_is_no_matter_of_waiting(self, scripted_server: Factory, reply: Reply) -> None:
+        assert isinstance(error_of(scripted_server(reply)), UnusableModelError)
 
     @pytest.mark.parametrize("status", [400, 413, 422, 501])
     def test_what_will_not_pass(self, scripted_server: Factory, status: int) -> None:
@@ -270,6 +274,13 @@ class TestKeys:
         with pytest.raises(InputError, match="set OPENAI_API_KEY"):
             OpenAIModel("small")
 
+    @pytest.mark.parametrize("key", ["sk-sesame\u2026", "sk-sesame\nX-Evil: 1", "sk-sesame\x7f"])
+    def test_one_that_cannot_be_sent_is_not_quoted(self, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(InputError, match="in OPENAI_API_KEY holds characters") as caught:
+            OpenAIModel("small")
+        assert "sesame" not in str(caught.value)
+
     def test_the_address_of_the_environment(self, scripted_server: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
         server = scripted_server("fine")
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
@@ -292,9 +303,7 @@ class TestKeys:
         assert caplog.records
         assert KEY not in caplog.text
         assert not [record for record in caplog.records if KEY in repr(vars(record))]
-        assert KEY not in repr(model) + str(model) + repr(model.identity) + repr(vars(model)).replace(
-            repr(model._secrets), ""
-        )
+        assert KEY not in repr(model) + str(model) + repr(model.identity) + repr(vars(model))
 
     def test_a_short_key_is_a_word_like_any_other(
         self, scripted_server: Factory, monkeypatch: pytest.MonkeyPatch

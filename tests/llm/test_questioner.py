@@ -105,10 +105,11 @@ def texts(found: list[Answer | LanguageModelError]) -> list[str]:
 class TestOrder:
     def test_answers_are_in_the_order_of_the_questions(self, scripted_server: Factory) -> None:
         server = scripted_server(lambda request: Reply(echo(request), delay=0.2 - 0.01 * int(echo(request))))
-        asking = over(server, concurrency=20)
+        calls: list[Call] = []
+        asking = over(server, concurrency=20, observe=calls.append)
         found = asking.ask(prompts(20))
         assert texts(found) == [str(k) for k in range(20)]
-        assert [echo(request) for request in server.requests] != texts(found) or server.most_in_flight > 1
+        assert [call.prompt for call in calls] != prompts(20)  # they came in another order
         assert [(prompt.user, answer) for prompt, answer in asking.record] == [
             (prompt.user, answer) for prompt, answer in zip(prompts(20), found, strict=True)
         ]
@@ -354,6 +355,7 @@ class TestRunsThatEndHalfWay:
         assert len(again) == 60 - len(paid)
         assert asking.totals.cached == len(paid)
 
+    @pytest.mark.slow
     def test_a_process_that_is_killed_loses_no_answer(self, scripted_server: Factory, tmp_path: Path) -> None:
         """SIGKILL while it asks: what the server has answered and the process has read is there for the next."""
         server = scripted_server(lambda request: Reply(echo(request), delay=0.02))
@@ -370,6 +372,7 @@ class TestRunsThatEndHalfWay:
         assert texts(asking.ask(prompts(200))) == [str(k) for k in range(200)]
         assert not list((tmp_path / "answers").rglob("*.json.*"))
 
+    @pytest.mark.slow
     def test_an_interrupt_leaves_the_cache_whole(self, scripted_server: Factory, tmp_path: Path) -> None:
         """Ctrl-C: what is in flight is waited for and kept, and nothing more is asked."""
         server = scripted_server(lambda request: Reply(echo(request), delay=0.05))
@@ -388,6 +391,7 @@ class TestRunsThatEndHalfWay:
             json.loads(file.read_text())
         assert not list((tmp_path / "answers").rglob(".*"))
 
+    @pytest.mark.slow
     def test_two_processes_share_a_cache(self, scripted_server: Factory, tmp_path: Path) -> None:
         server = scripted_server(echo)
         both = [start(server, tmp_path / "answers", n=40) for _ in range(2)]
@@ -429,6 +433,17 @@ class TestObservers:
         calls.clear()
         over(server, cache=tmp_path, observe=calls.append).ask(prompts(3)[:1])
         assert calls == []  # nobody was asked
+
+    def test_one_that_fails_costs_no_answer(self, scripted_server: Factory, tmp_path: Path) -> None:
+        def fail(call: Call) -> None:
+            raise ZeroDivisionError
+
+        server = scripted_server(echo)
+        with pytest.raises(ZeroDivisionError):
+            over(server, cache=tmp_path, observe=fail, concurrency=1).ask(prompts(3))
+        assert len(list(tmp_path.rglob("*.json"))) == len(server.requests) == 1
+        assert texts(over(server, cache=tmp_path).ask(prompts(3))) == ["0", "1", "2"]
+        assert len(server.requests) == 3
 
     def test_progress_is_shown_on_request(self, scripted_server: Factory, capsys: pytest.CaptureFixture[str]) -> None:
         server = scripted_server(echo)
@@ -495,6 +510,12 @@ class TestCache:
         assert texts(over(server, cache=tmp_path).ask(prompts(1))) == ["RefusalError"]
         assert texts(over(server, cache=tmp_path).ask(prompts(1))) == ["x"]
 
+    def test_its_files_are_as_readable_as_others(self, tmp_path: Path) -> None:
+        AnswerCache(tmp_path).put("ab" * 32, Answer("x"))
+        (tmp_path / "other").write_text("x")
+        (file,) = tmp_path.rglob("*.json")
+        assert file.stat().st_mode == (tmp_path / "other").stat().st_mode
+
     def test_it_holds_no_question(self, scripted_server: Factory, tmp_path: Path) -> None:
         over(scripted_server("x"), cache=tmp_path).ask(prompts(1))
         assert b"number" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))
@@ -509,4 +530,5 @@ class TestCache:
         (tmp_path / "answers").write_text("in the way")
         with pytest.raises(InputError, match="cannot keep answers"):
             asking.ask(prompts(5))
+        assert asking.totals.asked == 1
         assert texts([asking.record[0][1]]) == ["0"]
