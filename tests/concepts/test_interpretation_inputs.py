@@ -279,6 +279,8 @@ def test_what_is_missing_or_wrong_is_said(tmp_path: Path, tiny_model: Callable[.
     for concepts in bad:
         with pytest.raises(InputError, match="there is no concept"):
             TopKInputs()(identity(3), activations, concepts=concepts)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least one concept"):
+        TopKInputs()(identity(3), activations, concepts=[])
     with pytest.raises(InputError, match="named twice"):
         TopKInputs()(identity(3), activations, concepts=[1, 1])
     split = ModelWithSplitPoints(tiny_model("bert"), [1])

@@ -166,6 +166,8 @@ def interpret(
 def _chosen(dictionary: ConceptDictionary, concepts: Sequence[int] | None) -> tuple[int, ...]:
     if concepts is None:
         return tuple(range(dictionary.n_concepts))
+    if not len(concepts):
+        raise InputError("give at least one concept, or leave concepts out for all of them")
     for concept in concepts:
         known = not isinstance(concept, bool) and isinstance(concept, int | np.integer)
         if not known or not 0 <= concept < dictionary.n_concepts:
