@@ -8,6 +8,7 @@ from typing import Any
 
 from interpreto_mlops.errors import LanguageModelError, RefusalError, TransientError
 from interpreto_mlops.llm.base import Answer, Prompt
+from interpreto_mlops.text.hiding import storable
 
 
 def read_reply(body: bytes, prompt: Prompt, about: str, count: Callable[[str], int]) -> Answer | LanguageModelError:
@@ -49,8 +50,8 @@ def _text(content: Any) -> str | None:
     """The text of a message; some endpoints send it in parts."""
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        return "".join(part for part in parts if isinstance(part, str))
-    return content if isinstance(content, str) else None
+        return storable("".join(part for part in parts if isinstance(part, str)))
+    return storable(content) if isinstance(content, str) else None
 
 
 def _tokens(usage: Mapping[str, Any], name: str, counted: Callable[[], int]) -> int:

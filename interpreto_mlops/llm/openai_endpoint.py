@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from interpreto_mlops.errors import (
@@ -69,7 +69,10 @@ class OpenAIModel(LanguageModel):
         self._openai: Any = _package()
         key = self._key(key_variable)
         self._extra = {} if key or self._address.authorization else {"Authorization": self._openai.Omit()}
-        self._secrets = [each for each in (key, *self._address.secrets) if each]
+        secrets = [each for each in (key, *self._address.secrets) if each]
+        self._scrubbed = _scrubber(secrets)
+        # The key of a local endpoint may be a word like any other, which an answer may hold.
+        self._without_keys = _scrubber([each for each in secrets if len(each) >= _LONG_KEY])
         self._client = self._connected(key)
         weakref.finalize(self, self._client.close)
         # The HTTP library below the package, by whatever name: its errors come through where an answer is read.
@@ -167,17 +170,16 @@ class OpenAIModel(LanguageModel):
             pass
         raise InputError(f"the package openai cannot connect to {self._address.url!r}")
 
-    def _scrubbed(self, text: str) -> str:
-        for secret in self._secrets:
+
+def _scrubber(secrets: Sequence[str]) -> Callable[[str], str]:
+    """Return what takes secrets out of a text; a function shows nothing of what it knows."""
+
+    def scrubbed(text: str) -> str:
+        for secret in secrets:
             text = text.replace(secret, _HIDDEN)
         return text
 
-    def _without_keys(self, text: str) -> str:
-        """Return an answer without keys; a local endpoint's key may be a word like any other, which is left."""
-        for secret in self._secrets:
-            if len(secret) >= _LONG_KEY:
-                text = text.replace(secret, _HIDDEN)
-        return text
+    return scrubbed
 
 
 def _package() -> Any:

@@ -196,9 +196,11 @@ class Questioner:
             outcome = NotAskedError(f"the question was not asked: {this.reason}")
         this.found[key] = outcome
         answer = outcome if isinstance(outcome, Answer) else None
-        self._ledger.settle(most, answer, attempts)
-        if answer is not None:
-            self._keep(key, prompt, answer)
+        try:
+            if answer is not None:
+                self._keep(key, prompt, answer)
+        finally:
+            self._ledger.settle(most, answer, attempts)
         this.judge(outcome)
         if self.observe is not None and attempts:
             self.observe(Call(self.model.name, prompt, outcome, attempts, started, time.time_ns()))

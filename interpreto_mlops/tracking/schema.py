@@ -41,6 +41,20 @@ TAG_TABLES = "mlflow.loggedArtifacts"
 TAG_VERSIONS = "mlflow.modelVersions"
 TAG_EXPERIMENT_KIND = "mlflow.experimentKind"
 
+TRACE_NAME = "mlflow.traceName"
+TRACE_SCHEMA = "mlflow.trace_schema.version"
+TRACE_RUN = "mlflow.sourceRun"
+TRACE_USAGE = "mlflow.trace.tokenUsage"
+TRACE_COST = "mlflow.trace.cost"
+SPAN_TRACE = "mlflow.traceRequestId"
+SPAN_TYPE = "mlflow.spanType"
+SPAN_INPUTS = "mlflow.spanInputs"
+SPAN_OUTPUTS = "mlflow.spanOutputs"
+SPAN_MODEL = "mlflow.llm.model"
+SPAN_USAGE = "mlflow.chat.tokenUsage"
+SPAN_COST = "mlflow.llm.cost"
+SPAN_ATTEMPTS = "interpreto.attempts"
+
 PARAMS = (
     "model",
     "task",
