@@ -61,6 +61,13 @@ SECTIONS = (
         "How much each concept matters to what the model says. `--importance` of `concepts` takes these names.",
     ),
     Section(
+        "concept interpretation",
+        "Concept interpretations",
+        "interpreto_mlops.concepts",
+        "INTERPRETATIONS",
+        "What a concept means: what it responds to, what it does to the output, and the names that it is given.",
+    ),
+    Section(
         "concept metric",
         "Concept metrics",
         "interpreto_mlops.concepts.metrics",

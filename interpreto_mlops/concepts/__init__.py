@@ -16,6 +16,12 @@ from interpreto_mlops.concepts.importance import (
     local_importance,
 )
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
+from interpreto_mlops.concepts.interpretation.aligned_labels import AlignedLabels, Alignment, align
+from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore, interpret
+from interpreto_mlops.concepts.interpretation.llm_labels import LabelAttempt, LabelledConcepts, LLMLabels
+from interpreto_mlops.concepts.interpretation.token_change import TokenChange, TokenEffects
+from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
+from interpreto_mlops.concepts.interpretation.vocab_proj import VocabProj, VocabProjection
 from interpreto_mlops.concepts.interpretation_metrics import (
     INTERPRETATION_METRICS,
     Clarity,
@@ -40,7 +46,9 @@ from interpreto_mlops.concepts.metrics import (
     stability,
     stability_random,
 )
+from interpreto_mlops.concepts.simulation import concept_study, consim
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
+from interpreto_mlops.concepts.targets import ConceptTargets, concept_targets
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
 
@@ -66,39 +74,61 @@ if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are f
     from interpreto_mlops.concepts.dictionaries.vanilla_sae import VanillaSAEConcepts as VanillaSAEConcepts
 
 discover("interpreto_mlops.concepts.dictionaries")
+discover("interpreto_mlops.concepts.interpretation")
 globals().update({family.__name__: family for _, family in DICTIONARIES.items()})
 
 __all__ = [
     "DICTIONARIES",
     "IMPORTANCE",
+    "INTERPRETATIONS",
     "INTERPRETATION_METRICS",
     "METRICS",
     "ActivationDensity",
     "ActivationSet",
+    "AlignedLabels",
+    "Alignment",
     "Clarity",
     "ConceptDescription",
     "ConceptDictionary",
     "ConceptImportance",
+    "ConceptInputs",
     "ConceptMetric",
+    "ConceptTargets",
     "Context",
     "Detection",
+    "Example",
     "Faithfulness",
     "Fuzzing",
+    "Interpretation",
     "InterpretationScore",
     "InterventionEffect",
+    "LLMLabels",
     "Label",
+    "LabelAttempt",
+    "LabelledConcepts",
     "LocalImportance",
     "ModelWithSplitPoints",
     "Purity",
     "Responsiveness",
+    "TokenChange",
+    "TokenEffects",
+    "TokenScore",
+    "TopKInputs",
+    "VocabProj",
+    "VocabProjection",
     "Word",
     "ablate",
+    "align",
     "check_belongs",
     "concept_importance",
+    "concept_study",
+    "concept_targets",
+    "consim",
     "evaluate",
     "evaluate_effect",
     "evaluate_rows",
     "fit_together",
+    "interpret",
     "intervention_effect",
     "local_importance",
     "probe_texts",

@@ -14,7 +14,7 @@ from typing import Any
 
 from interpreto_mlops.errors import InputError, UnknownNameError
 
-KINDS = ("attributions", "concepts", "probe", "audit", "report")
+KINDS = ("attributions", "concepts", "probe", "simulatability", "audit", "report")
 DICTIONARY_KIND = "concept_dictionary"
 
 TAG_KIND = "interpreto.kind"
@@ -36,6 +36,8 @@ TAG_AUDIT_STATUS = "interpreto.audit.status"
 TAG_AUDIT_RUN = "interpreto.audit.run"
 TAG_AUDIT_PROMOTED = "interpreto.audit.promoted"
 TAG_COMPARED = "interpreto.compared"
+TAG_NAMES_OF = "interpreto.names.of"
+TAG_NAMES_BY = "interpreto.names.by"
 TAG_NOTE = "mlflow.note.content"
 TAG_TABLES = "mlflow.loggedArtifacts"
 TAG_VERSIONS = "mlflow.modelVersions"
@@ -68,6 +70,7 @@ PARAMS = (
     "n_concepts",
     "seed",
     "subject",
+    "language_model",
     "against",
     "policy",
     "policy_sha256",
@@ -100,6 +103,12 @@ CONCEPTS_IMPORTANCE_FIGURE = "concepts/importance.png"
 CONCEPTS_DENSITY = "concepts/density.parquet"
 CONCEPTS_DENSITY_FIGURE = "concepts/density.png"
 CONCEPTS_TRAINING_FIGURE = "concepts/training.png"
+INTERPRETATION_CHANGES = "interpretation/names.json"
+INTERPRETATION_SCORES = "interpretation/scores.parquet"
+SIMULATABILITY_SETTINGS = "simulatability/settings.json"
+SIMULATABILITY_ANSWERS = "simulatability/answers.parquet"
+SIMULATABILITY_HTML = "simulatability/simulatability.html"
+QUESTIONS_FOLDER = "questions"
 MODEL_CARD = "README.md"
 MODEL_LABELS = "labels.json"
 MODEL_METRICS = "metrics.json"

@@ -18,7 +18,7 @@ from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_o
 from interpreto_mlops.workflows.concept_cells import ConceptCell, concept_table
 from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
-from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, Recipe
+from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, ExplainRecipe
 from interpreto_mlops.workflows.reports import report_run, write_report
 from interpreto_mlops.workflows.workspace import Workspace
 
@@ -49,7 +49,7 @@ class Outcome:
         return [*cells, *((each.run_id, None) for each in self.concepts), (self.report_run_id, None)]
 
 
-def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> Outcome:
+def execute(recipe: ExplainRecipe, *, command: str, console: Console | None = None) -> Outcome:
     """Carry a recipe out.
 
     Arguments:
@@ -65,7 +65,7 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         return _execute(recipe, command, console or Console(quiet=True))
 
 
-def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
+def _execute(recipe: ExplainRecipe, command: str, console: Console) -> Outcome:
     texts_are_hidden()  # What the environment says of it must be readable.
     recipe.check()
     dataset = load_dataset(
@@ -80,11 +80,11 @@ def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
     store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
     with console.stage("model"):
         model = load_model(recipe.model, store=store, **_arithmetic(recipe))
-        if isinstance(recipe, AttributeRecipe) and model.task == "encoder":
+        if isinstance(recipe, AttributeRecipe) and model.task == "encoder" and recipe.dictionary is None:
             raise InputError(f"{recipe.model!r} is neither a classifier nor a language model, which attributions need")
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
     # Before any run is there: what the plan refuses leaves nothing in the store.
-    plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
+    plan = planned(recipe, model, dataset, store) if isinstance(recipe, AttributeRecipe) else None
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
     with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
         outcome = _carry_out(job, recipe, plan)
@@ -94,7 +94,7 @@ def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
     return outcome
 
 
-def _carry_out(job: Job, recipe: Recipe, plan: Plan | None) -> Outcome:
+def _carry_out(job: Job, recipe: ExplainRecipe, plan: Plan | None) -> Outcome:
     console, store = job.console, job.store
     workspace = Workspace(recipe.workspace if isinstance(recipe, ConceptsRecipe) else None)
     if count := workspace.close_abandoned(store):
@@ -115,7 +115,7 @@ def _carry_out(job: Job, recipe: Recipe, plan: Plan | None) -> Outcome:
     return outcome
 
 
-def _arithmetic(recipe: Recipe) -> dict[str, Any]:
+def _arithmetic(recipe: ExplainRecipe) -> dict[str, Any]:
     """Return how the model is to compute."""
     if isinstance(recipe, AttributeRecipe):
         return {"dtype": recipe.dtype, "autocast": recipe.autocast, "compile": recipe.compile}
