@@ -574,6 +574,7 @@ class TestSubjects:
         named = [each.named(Label("the word food", "human")) if each.concept == food else each for each in described]
         score = m.Detection(Questioner(WordJudge()))(dictionary, rows, named, concepts=[food])
         assert score.mean == 1.0
+        assert m.Detection(Questioner(WordJudge()))(dictionary, rows, {food: Label("the word food", "llm")}).mean == 1.0
         hidden = m.Detection(Questioner(WordJudge()))(
             dictionary, rows, [each.hidden() for each in named], concepts=[food]
         )
@@ -588,7 +589,7 @@ class TestSubjects:
             ("food", "not 'food'"),
             ({64: "x"}, "there is no concept 64: they are 0 to 63"),
             ({True: "x"}, "there is no concept True"),
-            ({5: 5}, "a label is a string or a ConceptDescription, not 5"),
+            ({5: 5}, "a label is a string, a Label or a ConceptDescription, not 5"),
         ):
             with pytest.raises(InputError, match=message):
                 m.Detection(Questioner(WordJudge()))(dictionary, rows, given)  # type: ignore[arg-type]
