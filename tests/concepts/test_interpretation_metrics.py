@@ -20,7 +20,7 @@ from interpreto_mlops.concepts import interpretation_metrics as m
 from interpreto_mlops.concepts.interpretation_metrics.subjects import other_labels
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.errors import InputError, RefusalError
-from interpreto_mlops.llm import Answer, Prompt, Questioner
+from interpreto_mlops.llm import Answer, Budget, Prompt, Questioner
 from interpreto_mlops.models.text_model import TextModel
 from tests.concepts.planted_words import RARE, WordJudge, blocks, label_of, labels, planted, texts_of
 
@@ -272,6 +272,24 @@ class TestAnswersThatCannotBeRead:
         assert score.cost.repeated * 2 == score.cost.questions
         assert score.cost.unparsed == 0
 
+    def test_what_the_budget_has_left_decides_whether_it_is_asked_again(self, words: Planted) -> None:
+        _, dictionary, rows = words
+        asked = m.Detection(Questioner(WordJudge()), shuffled=False).questions(dictionary, rows, labels(RARE[:3]))
+        most = Questioner(WordJudge()).estimate(asked).tokens
+
+        class Chatty(WordJudge):
+            def answer(self, prompt: Prompt) -> Answer:
+                return Answer("Let me think.", prompt_tokens=most // len(asked) // 2)
+
+        questioner = Questioner(Chatty(), budget=Budget(max_tokens=most * 5 // 4))
+        score = m.Detection(questioner, shuffled=False)(dictionary, rows, labels(RARE[:3]))
+        # What the first round left is not enough for another of the same size.
+        assert score.cost.questions == score.cost.unparsed == len(asked)
+        assert score.cost.repeated == 0
+        assert score.metrics == {}
+        free = m.Detection(Questioner(Chatty()), shuffled=False)(dictionary, rows, labels(RARE[:3]))
+        assert free.cost.repeated == free.cost.unparsed == len(asked)
+
     def test_no_answer_at_all_is_no_value(self, words: Planted) -> None:
         class Silent(WordJudge):
             def answer(self, prompt: Prompt) -> Answer:
@@ -350,6 +368,7 @@ class TestClarity:
         assert set(score.reasons.values()) == {
             "1 different texts were written for its label, beside 300 natural ones; 5 of each are needed"
         }
+
         score = m.Clarity(Questioner(Mute()), split)(dictionary, rows, labels(RARE[:2]))
         assert score.metrics == {}
         assert score.cost.unparsed == 6
@@ -544,6 +563,7 @@ class TestSubjects:
             10: "it has no label",
         }
         assert score.to_frame().set_index("concept").loc[food, "value"] == 1.0
+        assert repr(score) == "InterpretationScore('interpretation/detection', mean=1.000, 1 of 6 concepts)"
 
     def test_labels_are_the_descriptions_unless_they_are_hidden(self, words: Planted) -> None:
         from interpreto_mlops.concepts import Label, top_words
@@ -554,6 +574,7 @@ class TestSubjects:
         named = [each.named(Label("the word food", "human")) if each.concept == food else each for each in described]
         score = m.Detection(Questioner(WordJudge()))(dictionary, rows, named, concepts=[food])
         assert score.mean == 1.0
+        assert m.Detection(Questioner(WordJudge()))(dictionary, rows, {food: Label("the word food", "llm")}).mean == 1.0
         hidden = m.Detection(Questioner(WordJudge()))(
             dictionary, rows, [each.hidden() for each in named], concepts=[food]
         )
@@ -568,7 +589,7 @@ class TestSubjects:
             ("food", "not 'food'"),
             ({64: "x"}, "there is no concept 64: they are 0 to 63"),
             ({True: "x"}, "there is no concept True"),
-            ({5: 5}, "a label is a string or a ConceptDescription, not 5"),
+            ({5: 5}, "a label is a string, a Label or a ConceptDescription, not 5"),
         ):
             with pytest.raises(InputError, match=message):
                 m.Detection(Questioner(WordJudge()))(dictionary, rows, given)  # type: ignore[arg-type]

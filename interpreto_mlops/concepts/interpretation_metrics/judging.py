@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from interpreto_mlops.errors import LanguageModelError
+from interpreto_mlops.errors import InputError, LanguageModelError
 from interpreto_mlops.llm import Answer, Prompt, Questioner, fenced, strict_answer
 from interpreto_mlops.llm.fences import NOTE
 
@@ -27,7 +27,7 @@ class Cost:
     """What was asked, and what came of it.
 
     Arguments:
-        questions: asked, those asked again included.
+        questions: put to the questioner, those asked again included.
         repeated: asked again, for the first answer could not be read.
         unparsed: left without an answer that can be read.
         unanswered: left without any answer.
@@ -63,7 +63,7 @@ class _Answers(BaseModel):
 def ask_all(
     questioner: Questioner, prompts: Sequence[Prompt], read: Callable[[int, Answer], T], cost: Cost
 ) -> list[T | None]:
-    """Ask all questions, and those whose answer cannot be read once more with another seed.
+    """Ask all questions, and those whose answer cannot be read once more with another seed, if the budget allows.
 
     Arguments:
         questioner: asks.
@@ -73,13 +73,22 @@ def ask_all(
 
     Returns:
         What was answered, or None.
+
+    Raises:
+        InputError: the questions may take more than the budget has left.
     """
     found: list[T | None] = [None] * len(prompts)
     again = _read_into(found, range(len(prompts)), questioner.ask(prompts), read, cost)
     if again:
         seeded = [replace(prompts[place], seed=prompts[place].seed + 1) for place in again]
+        try:
+            answers = questioner.ask(seeded)
+        except InputError:
+            # What is left of the budget does not reach: the answers that were paid for count all the same.
+            cost.unparsed += len(again)
+            return found
         cost.repeated += len(again)
-        again = _read_into(found, again, questioner.ask(seeded), read, cost)
+        again = _read_into(found, again, answers, read, cost)
     cost.unparsed += len(again)
     return found
 

@@ -25,7 +25,7 @@ _N_BOOTSTRAP = 1000
 _CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class InterpretationScore:
     """What a metric finds of the labels of concepts.
 
@@ -50,6 +50,10 @@ class InterpretationScore:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     min_parsed: float = 0.8
     seed: int = 0
+
+    def __repr__(self) -> str:
+        n = len({*self.judged, *self.skipped})
+        return f"InterpretationScore({self.name!r}, mean={self.mean:.3f}, {len(self.values)} of {n} concepts)"
 
     @property
     def name(self) -> str:
@@ -78,7 +82,8 @@ class InterpretationScore:
         for concept in self.values:
             rng = np.random.default_rng([self.seed, concept, 1])
             drawn = [self.metric.compute(self.judged[concept].permuted(rng)) for _ in range(_N_RANDOM)]
-            found[concept] = float(np.mean(drawn))
+            defined = [value for value in drawn if not np.isnan(value)]
+            found[concept] = float(np.mean(defined)) if defined else float("nan")
         return found
 
     @property
@@ -109,7 +114,8 @@ class InterpretationScore:
     @property
     def random(self) -> float:
         """What the same answers reach when they are given to random examples: chance."""
-        return float("nan") if self.reason else float(np.mean(list(self.random_values.values())))
+        defined = [value for value in self.random_values.values() if not np.isnan(value)]
+        return float("nan") if self.reason or not defined else float(np.mean(defined))
 
     @property
     def shuffled_mean(self) -> float:

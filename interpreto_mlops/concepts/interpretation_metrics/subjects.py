@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from interpreto_mlops.concepts.interpretation import DEAD, NO_WORD, ConceptDescription
+from interpreto_mlops.concepts.interpretation import DEAD, NO_WORD, ConceptDescription, Label
 from interpreto_mlops.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ _NO_ANGLE = 1e-6
 
 Codes = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-Labels = Sequence[ConceptDescription | str] | Mapping[int, ConceptDescription | str]
+Named = ConceptDescription | Label | str
+Labels = Sequence[Named] | Mapping[int, Named]
 
 
 @dataclass
@@ -71,7 +72,7 @@ def subjects(
     return found
 
 
-def _named(dictionary: ConceptDictionary, labels: Labels | None) -> Mapping[int, ConceptDescription | str]:
+def _named(dictionary: ConceptDictionary, labels: Labels | None) -> Mapping[int, Named]:
     if labels is None:
         labels = dictionary.descriptions
     if labels is None:
@@ -94,7 +95,7 @@ def _checked(concepts: Iterable[int], n_concepts: int) -> list[int]:
     return sorted({int(concept) for concept in asked})
 
 
-def _label(named: ConceptDescription | str | None) -> tuple[str, str]:
+def _label(named: Named | None) -> tuple[str, str]:
     """Return a concept's label, and why it is none."""
     if named is None:
         return "", "it has no label"
@@ -102,8 +103,10 @@ def _label(named: ConceptDescription | str | None) -> tuple[str, str]:
         if named.hidden_label is not None:
             return "", "its label is hidden"
         named = named.label
+    if isinstance(named, Label):
+        named = named.text
     if not isinstance(named, str):
-        raise InputError(f"a label is a string or a ConceptDescription, not {named!r}")
+        raise InputError(f"a label is a string, a Label or a ConceptDescription, not {named!r}")
     # Half a character cannot be sent to anybody.
     named = named.encode("utf-8", "replace").decode()
     return named.strip(), "it has no label" if named.strip() in ("", DEAD, NO_WORD) else ""

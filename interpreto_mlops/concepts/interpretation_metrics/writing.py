@@ -23,6 +23,7 @@ from interpreto_mlops.concepts.interpretation_metrics.judging import (
 from interpreto_mlops.concepts.interpretation_metrics.statistics import Floats, Judged, clarity
 from interpreto_mlops.concepts.interpretation_metrics.subjects import Subjects, columns, other_labels
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
+from interpreto_mlops.errors import DataError
 from interpreto_mlops.llm import Answer, Prompt
 from interpreto_mlops.llm.fences import NOTE
 from interpreto_mlops.text.hiding import storable
@@ -89,28 +90,23 @@ class Clarity(LabelMetric):
     ) -> tuple[dict[int, Judged], dict[int, tuple[str, Judged]] | None]:
         place = place_of(self.split, dictionary)
         written, answered = self._written(sorted(set(found.labels.values())), cost)
-        of_written = self._activations(dictionary, activations, place, found, written)
         others = other_labels(found.labels, self.seed) if self.shuffled else {}
+        of_written = self._activations(dictionary, activations, place, [found.labels, others], written)
         judged: dict[int, Judged] = {}
         shuffled: dict[int, tuple[str, Judged]] = {}
         for concept, codes, _ in columns(dictionary, activations, list(found.labels)):
-            label = found.labels[concept]
-            natural = of_texts(activations, codes)[1]
-            natural = self._rng(concept).permutation(natural)[: self.n_natural]
-            own = of_written[concept].get(label, np.zeros(0))
-            readable = answered[label] >= self.min_parsed * self.n_texts
-            if readable and min(len(own), len(natural)) < self.least:
+            natural = self._rng(concept).permutation(of_texts(activations, codes)[1])[: self.n_natural]
+            label, other = found.labels[concept], others.get(concept)
+            own = of_written[concept, label]
+            if answered[label] >= self.min_parsed * self.n_texts and min(len(own), len(natural)) < self.least:
                 found.skipped[concept] = (
                     f"{len(own)} different texts were written for its label, beside {len(natural)} natural ones; "
                     f"{self.least} of each are needed"
                 )
                 continue
             judged[concept] = self._compared(own, natural, answered[label])
-            if (other := others.get(concept)) is not None:
-                shuffled[concept] = (
-                    other,
-                    self._compared(of_written[concept].get(other, np.zeros(0)), natural, answered[other]),
-                )
+            if other is not None:
+                shuffled[concept] = other, self._compared(of_written[concept, other], natural, answered[other])
         return judged, shuffled if self.shuffled else None
 
     def _compared(self, written: Floats, natural: Floats, answered: int) -> Judged:
@@ -123,7 +119,7 @@ class Clarity(LabelMetric):
         # Every second seed is that of a question that is asked again.
         asked = [(label, size, self.seed + 2 * i) for label in labels for i, size in enumerate(sizes)]
         prompts = [self._prompt(*each) for each in asked]
-        answers = ask_all(self.questioner, prompts, lambda i, answer: _read(answer, asked[i][1]), cost)
+        answers = ask_all(self.questioner, prompts, lambda i, answer: _texts_of(answer, asked[i][1]), cost)
         written: dict[str, list[str]] = {label: [] for label in labels}
         answered = dict.fromkeys(labels, 0)
         for (label, size, _), texts in zip(asked, answers, strict=True):
@@ -148,29 +144,38 @@ class Clarity(LabelMetric):
         dictionary: ConceptDictionary,
         activations: ActivationSet,
         place: str,
-        found: Subjects,
+        labels: Sequence[Mapping[int, str]],
         written: Mapping[str, Sequence[str]],
-    ) -> dict[int, dict[str, Floats]]:
-        """Return the activation of each concept on the texts written for each label."""
-        texts = [(label, text) for label, each in written.items() for text in each]
-        if not texts:
-            return {concept: {} for concept in found.labels}
-        sets = self.split.get_activations(
-            [text for _, text in texts],
-            granularity=activations.granularity,
-            aggregation=activations.provenance.get("aggregation", "mean"),
-            progress=False,
-        )
-        rows = next(each for given, each in sets.items() if self.split.path(given) == place)
-        of_text = np.asarray([label for label, _ in texts], dtype=object)
-        values: dict[int, dict[str, Floats]] = {}
-        for concept, codes, _ in columns(dictionary, rows, list(found.labels)):
+    ) -> dict[tuple[int, str], Floats]:
+        """Return the activation of each concept on the texts written for each label that it has in `labels`."""
+        pairs = [(concept, label) for each in labels for concept, label in each.items()]
+        rows = self._read(activations, place, [text for texts in written.values() for text in texts])
+        if rows is None:
+            return dict.fromkeys(pairs, np.zeros(0))
+        of_text = np.repeat(np.arange(len(written)), [len(texts) for texts in written.values()])
+        number = {label: i for i, label in enumerate(written)}
+        values = {}
+        for concept, codes, _ in columns(dictionary, rows, labels[0]):
             text_ids, strongest = of_texts(rows, codes)
-            values[concept] = {label: strongest[of_text[text_ids] == label] for label in written}
+            for label in {each[concept] for each in labels if concept in each}:
+                values[concept, label] = strongest[of_text[text_ids] == number[label]]
         return values
 
+    def _read(self, activations: ActivationSet, place: str, texts: Sequence[str]) -> ActivationSet | None:
+        """Let the model read texts as it read those of the activations; None where they hold nothing to read."""
+        try:
+            sets = self.split.get_activations(
+                texts,
+                granularity=activations.granularity,
+                aggregation=activations.provenance.get("aggregation", "mean"),
+                progress=False,
+            )
+        except DataError:
+            return None
+        return next(each for given, each in sets.items() if self.split.path(given) == place)
 
-def _read(answer: Answer, most: int) -> list[str]:
+
+def _texts_of(answer: Answer, most: int) -> list[str]:
     """Return the texts of an answer that say something.
 
     Raises:
