@@ -67,6 +67,7 @@ BASE_MODEL = click.option("--base-model", help="Where the explained model is, if
 @click.option("--concepts", type=LIST, help="The concepts to name, by number [default: all].")
 @click.option("--n-examples", type=int, help="Examples of each concept that are shown [default: 10].")
 @click.option("--n-silent", type=int, help="Texts without the concept that are shown [default: 5].")
+@click.option("--evidence", type=LIST, help="What else is shown: vocab_proj, token_change [default: nothing].")
 @click.option("--metrics", type=LIST, help="How names are scored [default: detection].")
 @OPTION
 @click.option("--shuffled/--no-shuffled", default=None, help="Score the names of other concepts, too [default: yes].")

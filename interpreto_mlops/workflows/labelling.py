@@ -15,7 +15,9 @@ from interpreto_mlops.concepts import (
     ConceptImportance,
     Label,
     LLMLabels,
+    TokenChange,
     TopKInputs,
+    VocabProj,
     concept_importance,
     evaluate,
     top_words,
@@ -159,7 +161,7 @@ def _carry_out(work: _Work) -> Labelled:
     with run(
         job.store,
         kind="concepts",
-        name=f"names of {subject.found.name}",
+        name=f"labels of {subject.found.name}",
         suite=job.suite,
         cell=job.cell(_configuration(work)),
         tags=_tags(work),
@@ -178,7 +180,7 @@ def _carry_out(work: _Work) -> Labelled:
             logged = write_dictionary(
                 log,
                 dictionary,
-                name=schema.slugify(f"{subject.layer}-{dictionary.name}-names"),
+                name=schema.slugify(f"{subject.layer}-{dictionary.name}-labels"),
                 metrics=metrics,
                 importance=_importance(work, dictionary),
                 model=job.model,
@@ -214,9 +216,16 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
     if work.asker is not None:
         dictionary = _with_names(work.subject.dictionary, before)
         inputs = TopKInputs(unit=_unit(work.named_on), k=recipe.n_examples)
-        ask = LLMLabels(inputs=inputs, n_silent=recipe.n_silent, seed=recipe.seed)
+        ask = LLMLabels(
+            inputs=inputs,
+            n_silent=recipe.n_silent,
+            vocab_proj=VocabProj() if "vocab_proj" in recipe.evidence else None,
+            token_change=TokenChange() if "token_change" in recipe.evidence else None,
+            seed=recipe.seed,
+        )
         with console.stage("names"):
-            found = ask(dictionary, work.named_on, questioner=work.asker, concepts=recipe.concepts)
+            split = work.subject.split
+            found = ask(dictionary, work.named_on, split, questioner=work.asker, concepts=recipe.concepts)
         if not isinstance(work.asker, Estimating):
             console.say(f"  {totals_line(work.asker)}")
         after, unlabelled = list(found.descriptions), dict(found.unlabelled)
@@ -276,7 +285,19 @@ def _with_names(dictionary: ConceptDictionary, descriptions: Sequence[ConceptDes
 
 
 def _configuration(work: _Work) -> dict[str, Any]:
-    names = ("concepts", "n_examples", "n_silent", "metrics", "options", "shuffled", "holdout", "seed", "by", "labels")
+    names = (
+        "concepts",
+        "n_examples",
+        "n_silent",
+        "evidence",
+        "metrics",
+        "options",
+        "shuffled",
+        "holdout",
+        "seed",
+        "by",
+        "labels",
+    )
     asked = {name: getattr(work.recipe, name) for name in names}
     model = None if work.recipe.llm is None else work.recipe.llm.model
     return {**asked, "dictionary": work.subject.found.uri, "language_model": model}
@@ -285,7 +306,7 @@ def _configuration(work: _Work) -> dict[str, Any]:
 def _summary(work: _Work, dictionary: ConceptDictionary, metrics: Mapping[str, float]) -> str:
     by = work.recipe.by or "people" if work.asker is None else work.asker.model.name
     source = schema.markdown(work.subject.found.uri)
-    return f"Names by {schema.markdown(by)} for the concepts of {source}. {dictionary_summary(dictionary, metrics)}"
+    return f"Labels by {schema.markdown(by)} for the concepts of {source}. {dictionary_summary(dictionary, metrics)}"
 
 
 def _tags(work: _Work) -> dict[str, str | None]:
@@ -294,8 +315,8 @@ def _tags(work: _Work) -> dict[str, str | None]:
         **work.job.tags(),
         schema.TAG_LAYER: work.subject.layer,
         schema.TAG_METHOD: work.subject.dictionary.name,
-        schema.TAG_NAMES_OF: work.subject.found.uri,
-        schema.TAG_NAMES_BY: origin or None,
+        schema.TAG_LABELS_OF: work.subject.found.uri,
+        schema.TAG_LABELS_BY: origin or None,
     }
 
 

@@ -30,6 +30,7 @@ class LabelRecipe(StoreRecipe):
         by: who gave them.
         concepts: the concepts to name; all by default.
         n_examples: what each concept is shown by: so many of its strongest words, or rows where those are more.
+        evidence: what else is shown: `vocab_proj` and `token_change`, where the model and the layer allow them.
         n_silent: texts on which a concept does not fire that are shown beside them.
         metrics: how the names are scored (`interpreto-mlops methods` lists the metrics); by questions, so none for
             names that people gave unless `llm` is there, too.
@@ -52,6 +53,7 @@ class LabelRecipe(StoreRecipe):
     concepts: list[Annotated[int, Field(ge=0)]] | None = None
     n_examples: Annotated[int, Field(ge=1)] = 10
     n_silent: Annotated[int, Field(ge=0)] = 5
+    evidence: list[Literal["vocab_proj", "token_change"]] = Field(default_factory=list)
     metrics: list[str] = Field(default=["detection"])
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     shuffled: bool = True

@@ -47,7 +47,7 @@ def _say_names(console: Console, done: Labelled) -> None:
         console.say(estimate_line(done.estimate))
         return
     named = [each for each in done.descriptions if each.given is not None]
-    console.say(f"{len(named)} of {len(done.descriptions)} concepts have a name")
+    console.say(f"{len(named)} of {len(done.descriptions)} concepts have a label that was given")
     for concept, why in list(done.unlabelled.items())[:_SHOWN]:
         console.say(f"  concept {concept} keeps its words: {one_line(why)}")
     if done.scores:

@@ -120,8 +120,8 @@ class TestNames:
         assert all((after.weights[key] == before.weights[key]).all() for key in before.weights)
         found = store.client.get_run(done.run_id)
         assert found.data.tags["interpreto.kind"] == "concepts"
-        assert found.data.tags["interpreto.names.of"] == stored
-        assert found.data.tags["interpreto.names.by"] == "judge"
+        assert found.data.tags["interpreto.labels.of"] == stored
+        assert found.data.tags["interpreto.labels.by"] == "judge"
         assert found.data.params["language_model"] == "judge"
         assert found.data.params["subject"] == stored
         score = done.scores["interpretation/detection"]
@@ -131,7 +131,7 @@ class TestNames:
         assert found.data.metrics["cost/questions_asked"] == len(server.requests)
         assert found.data.metrics["cost/tokens_read"] == 100 * len(server.requests)
         assert found.data.metrics["cost/price"] == pytest.approx(120e-6 * len(server.requests))
-        table = pd.DataFrame(**artifact(store, done.run_id, "interpretation/names.json"))
+        table = pd.DataFrame(**artifact(store, done.run_id, "interpretation/labels.json"))
         assert set(table["origin_before"]) == {"words"}
         assert table.loc[table["changed"], "origin_after"].eq("llm").all()
         assert table["changed"].sum() == len(alive)
@@ -187,7 +187,7 @@ class TestNames:
         assert [each.origin for each in again.descriptions] == ["words", "human", "words", "human", "words", "words"]
         assert again.descriptions[1].given.by == "Ada"
         store = connect(database, "meaning")
-        assert store.client.get_run(done.run_id).data.tags["interpreto.names.by"] == "Ada"
+        assert store.client.get_run(done.run_id).data.tags["interpreto.labels.by"] == "Ada"
         folder = store.client.download_artifacts(done.run_id, "concepts", str(tmp_path))
         page = (Path(folder) / "concepts.html").read_text()
         assert "<b>service</b>" not in page
@@ -376,7 +376,7 @@ def test_any_recipe_says_what_came_of_it(asked, scripted_server):
     recipe = parse_recipe(asked(scripted_server(namer)))
     carry_out(recipe, command="…", console=Console(write=lines.append))
     text = "\n".join(lines)
-    assert "concepts have a name" in text
+    assert "concepts have a label that was given" in text
     assert "registered: models:/" in text
     assert "interpretation/detection" in text
     lines.clear()
