@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import tracemalloc
@@ -296,10 +297,11 @@ def test_the_registry_knows_it() -> None:
     assert TopKInputs().parameters["k"] == 10
 
 
-@pytest.mark.parametrize("options", [{}, {"quantiles": 5}, {"unit": "text", "unique": False, "bottom": True}])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"quantiles": 5}])
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, options: dict[str, object]) -> None:
     peaks = []
-    for n_texts in (500, 4000):
+    for n_texts in (50, 1000, 4000):
         rng = np.random.default_rng(0)
         texts = [" ".join(rng.choice(SYLLABLES, 6)) for _ in range(n_texts)]
         spans = [(number, m.start(), m.end()) for number, text in enumerate(texts) for m in re.finditer(r"\S+", text)]
@@ -312,11 +314,13 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, options: dict[str, o
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("interpreto_mlops.concepts.base._CHUNK_NUMBERS", 4000)
             patch.setattr("interpreto_mlops.concepts.activations._BUFFER_BYTES", 2**14)
+            gc.collect()
             tracemalloc.start()
             TopKInputs(**options)(identity(4), activations)  # type: ignore[arg-type]
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    assert peaks[1] < 1.3 * peaks[0] + 50_000
+    # The first run only loads what is loaded once. A number a row would be 144 kB more.
+    assert peaks[2] < 1.2 * peaks[1] + 50_000
 
 
 def test_a_method_by_its_name(tmp_path: Path) -> None:
