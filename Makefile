@@ -20,7 +20,7 @@ SHARED ?= -n 2 --dist loadgroup --no-loadscope-reorder
 PYTHONS ?= python3.10 python3.11 python3.12
 
 .PHONY: help install quickstart test check format ui lock docs clean benchmark-attributions benchmark-plausibility \
-	benchmark-concepts benchmark-agreement benchmark-tracking benchmark-autolog benchmark-catalogue
+	benchmark-concepts benchmark-agreement benchmark-probes benchmark-tracking benchmark-autolog benchmark-catalogue
 .DEFAULT_GOAL := help
 
 help: ## show these targets
@@ -80,6 +80,10 @@ benchmark-concepts: install ## time harvests, autoencoders and concept gradients
 benchmark-agreement: install ## compare concepts with human edits of reviews in DATA, on the sentiment classifier MODEL; writes docs/benchmarks.md
 	@test -n "$(MODEL)" -a -n "$(DATA)" || { echo "say where model and data are: make $@ MODEL=folder DATA=folder (docs/benchmarks.md)" >&2; exit 1; }
 	@$(BIN)/python benchmarks/concept_agreement.py --model "$(MODEL)" --data "$(DATA)" --write
+
+benchmark-probes: install ## compare probes of aspects with human edits of reviews in DATA, on the sentiment classifier MODEL; writes docs/probes.md
+	@test -n "$(MODEL)" -a -n "$(DATA)" || { echo "say where model and data are: make $@ MODEL=folder DATA=folder (docs/probes.md)" >&2; exit 1; }
+	@$(BIN)/python benchmarks/cebab_probes.py --model "$(MODEL)" --data "$(DATA)" --write
 
 benchmark-tracking: install ## time MLflow and catalogue in the quickstart; writes docs/benchmarks.md
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/python benchmarks/tracking.py --write

@@ -194,13 +194,14 @@ def _mark(axes: Any, records: list[Record], names: list[str], library: str, **st
     axes.scatter([r["cpu"] / r["floor"] for r in records], places, edgecolors="white", label=library, **style)
 
 
-def write(name: str, text: str, image: Path | None = None) -> None:
-    """Put a generated part, below its image if it has one, between its markers in the page."""
+def write(name: str, text: str, image: Path | None = None, place: Path | None = None) -> None:
+    """Put a generated part, below its image if it has one, between its markers in the page, docs/benchmarks.md."""
+    place = PAGE if place is None else place
     if image is not None:
-        text = f"![{image.stem}]({image.relative_to(PAGE.parent).as_posix()})\n\n{text}"
+        text = f"![{image.stem}]({image.relative_to(place.parent).as_posix()})\n\n{text}"
     begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
-    page = PAGE.read_text(encoding="utf-8")
+    page = place.read_text(encoding="utf-8")
     if begin not in page or end not in page:
-        raise SystemExit(f"{PAGE} has no markers {begin!r} and {end!r}")
+        raise SystemExit(f"{place} has no markers {begin!r} and {end!r}")
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    PAGE.write_text(pattern.sub(lambda _: f"{begin}\n\n{text.strip()}\n\n{end}", page), encoding="utf-8")
+    place.write_text(pattern.sub(lambda _: f"{begin}\n\n{text.strip()}\n\n{end}", page), encoding="utf-8")

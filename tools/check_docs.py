@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,13 @@ SECTIONS = (
         "interpreto_mlops.concepts",
         "DICTIONARIES",
         "Which directions a layer's activations are made of. `--methods` of `concepts` takes these names.",
+    ),
+    Section(
+        "probe",
+        "Probes",
+        "interpreto_mlops.concepts",
+        "PROBES",
+        "Concepts learned from labels. `--methods` of `probe` takes these names.",
     ),
     Section(
         "concept importance",
@@ -103,6 +111,36 @@ PYTHON = (
             "evaluate",
             "evaluate_effect",
             "probe_texts",
+            "Probe.fit",
+            "cross_validate",
+            "tcav",
+            "interpret",
+            "label_concepts",
+            "align",
+            "score_labels",
+            "consim",
+            "concept_targets",
+        ),
+    ),
+    (
+        "interpreto_mlops.concepts.interpretation_metrics",
+        ("Detection", "Fuzzing", "Clarity", "Responsiveness", "Purity", "Faithfulness", "InterpretationScore"),
+    ),
+    ("interpreto_mlops.attributions", ("simulatability",)),
+    ("interpreto_mlops.llm.simulation", ("Simulation", "SimulationResult")),
+    (
+        "interpreto_mlops.llm",
+        (
+            "Prompt",
+            "OpenAIModel",
+            "LocalModel",
+            "RecordedAnswers",
+            "write_answers",
+            "Questioner",
+            "Questioner.ask",
+            "Questioner.estimate",
+            "AnswerCache",
+            "Budget",
         ),
     ),
     ("interpreto_mlops.audit.comparison", ("compare_evidence",)),
@@ -258,9 +296,11 @@ def recipe_chapter() -> Iterator[str]:
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
         yield f"| [{path.name}](../recipes/{path.name}) | {first} |"
-    for kind in (recipes.AttributeRecipe, recipes.ConceptsRecipe):
+    for kind in typing.get_args(recipes.Recipe):
         default = kind.model_fields["kind"].default
         yield f"\n### kind: {default}\n\n{as_markdown(documentation(kind))}\n"
+    asking = importlib.import_module("interpreto_mlops.workflows.asking")
+    yield f"\n### llm: of label and consim\n\n{as_markdown(documentation(asking.Asked))}\n"
 
 
 def reference() -> str:

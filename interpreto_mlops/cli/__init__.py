@@ -14,6 +14,7 @@ from interpreto_mlops.cli.comparing import compare
 from interpreto_mlops.cli.evidence import lineage, verify
 from interpreto_mlops.cli.explaining import attribute, concepts, quickstart, run
 from interpreto_mlops.cli.meaning import consim, label
+from interpreto_mlops.cli.probing import probe
 
 __all__ = ["main"]
 
@@ -33,6 +34,7 @@ _COMMANDS = (
     concepts,
     label,
     consim,
+    probe,
     run,
     lineage,
     verify,

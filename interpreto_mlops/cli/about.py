@@ -18,7 +18,7 @@ def methods() -> None:
     with said_plainly():
         from interpreto_mlops.attributions import METHODS
         from interpreto_mlops.attributions.metrics import METRICS
-        from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE
+        from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE, INTERPRETATIONS, PROBES
         from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
         from interpreto_mlops.text.datasets import DATASETS
 
@@ -26,7 +26,9 @@ def methods() -> None:
             ("attribution methods", METHODS),
             ("attribution metrics", METRICS),
             ("concept dictionaries", DICTIONARIES),
+            ("probes", PROBES),
             ("concept importance", IMPORTANCE),
+            ("concept interpretations", INTERPRETATIONS),
             ("concept metrics", CONCEPT_METRICS),
             ("data sets", DATASETS),
         ):

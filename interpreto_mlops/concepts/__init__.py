@@ -46,6 +46,15 @@ from interpreto_mlops.concepts.metrics import (
     stability,
     stability_random,
 )
+from interpreto_mlops.concepts.probes import (
+    PROBES,
+    Probe,
+    ProbeScores,
+    TCAVResult,
+    cross_validate,
+    label_concepts,
+    tcav,
+)
 from interpreto_mlops.concepts.simulation import concept_study, consim
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
 from interpreto_mlops.concepts.targets import ConceptTargets, concept_targets
@@ -72,10 +81,20 @@ if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are f
     from interpreto_mlops.concepts.dictionaries.svd import SVDConcepts as SVDConcepts
     from interpreto_mlops.concepts.dictionaries.topk_sae import TopKSAEConcepts as TopKSAEConcepts
     from interpreto_mlops.concepts.dictionaries.vanilla_sae import VanillaSAEConcepts as VanillaSAEConcepts
+    from interpreto_mlops.concepts.probes.centroids import CosineProbe as CosineProbe
+    from interpreto_mlops.concepts.probes.centroids import DotProductProbe as DotProductProbe
+    from interpreto_mlops.concepts.probes.centroids import MeanDifferenceProbe as MeanDifferenceProbe
+    from interpreto_mlops.concepts.probes.distances import DiagonalMahalanobisProbe as DiagonalMahalanobisProbe
+    from interpreto_mlops.concepts.probes.distances import SquaredDistanceProbe as SquaredDistanceProbe
+    from interpreto_mlops.concepts.probes.distances import SVDDProbe as SVDDProbe
+    from interpreto_mlops.concepts.probes.regressions import LinearSVMProbe as LinearSVMProbe
+    from interpreto_mlops.concepts.probes.regressions import LogisticProbe as LogisticProbe
+    from interpreto_mlops.concepts.probes.regressions import RidgeProbe as RidgeProbe
 
 discover("interpreto_mlops.concepts.dictionaries")
 discover("interpreto_mlops.concepts.interpretation")
 globals().update({family.__name__: family for _, family in DICTIONARIES.items()})
+globals().update({family.__name__: family for _, family in (*DICTIONARIES.items(), *PROBES.items())})
 
 __all__ = [
     "DICTIONARIES",
@@ -83,6 +102,7 @@ __all__ = [
     "INTERPRETATIONS",
     "INTERPRETATION_METRICS",
     "METRICS",
+    "PROBES",
     "ActivationDensity",
     "ActivationSet",
     "AlignedLabels",
@@ -108,8 +128,11 @@ __all__ = [
     "LabelledConcepts",
     "LocalImportance",
     "ModelWithSplitPoints",
+    "Probe",
+    "ProbeScores",
     "Purity",
     "Responsiveness",
+    "TCAVResult",
     "TokenChange",
     "TokenEffects",
     "TokenScore",
@@ -124,12 +147,14 @@ __all__ = [
     "concept_study",
     "concept_targets",
     "consim",
+    "cross_validate",
     "evaluate",
     "evaluate_effect",
     "evaluate_rows",
     "fit_together",
     "interpret",
     "intervention_effect",
+    "label_concepts",
     "local_importance",
     "probe_texts",
     "score_labels",
@@ -137,7 +162,8 @@ __all__ = [
     "stability",
     "stability_random",
     "steer",
+    "tcav",
     "top_words",
 ]
-__all__ += [family.__name__ for _, family in DICTIONARIES.items()]
+__all__ += [family.__name__ for _, family in (*DICTIONARIES.items(), *PROBES.items())]
 __all__.sort()

@@ -42,6 +42,9 @@ Activations = Rows | torch.Tensor | npt.NDArray[Any]
 DICTIONARIES: Registry[type[ConceptDictionary]] = NamingRegistry("concept method")
 """The families of dictionaries by name; a family is one file in `concepts/dictionaries/`."""
 
+FAMILIES: list[Registry[Any]] = [DICTIONARIES]
+"""The registries in which the family of a saved dictionary is looked for."""
+
 
 @dataclass(kw_only=True, eq=False)
 class ConceptDictionary(ABC):
@@ -202,6 +205,7 @@ class ConceptDictionary(ABC):
             IntegrityError: activations of another model or layer.
         """
         rows = as_rows(activations)
+        self.tensor(next(iter(self.weights), ""))  # how many concepts some have is known only when they are fitted
         codes = torch.empty(len(rows), self.n_concepts)
         place = 0
         for _, part in self.encode_chunks(rows, allow_mismatch=allow_mismatch):
@@ -292,7 +296,8 @@ class ConceptDictionary(ABC):
         """
         folder = Path(folder)
         card = _read_card(folder / CARD_FILE)
-        family = DICTIONARIES.get(card["method"])
+        families = next((each for each in FAMILIES if card["method"] in each), DICTIONARIES)
+        family: type[ConceptDictionary] = families.get(card["method"])
         if not issubclass(family, cls):
             raise InputError(f"{str(folder)!r} holds a {card['method']!r} dictionary, not {cls.__name__}")
         try:

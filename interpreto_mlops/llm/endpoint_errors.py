@@ -65,10 +65,10 @@ def explained(error: Any, about: str, prompt: Prompt, scrubbed: Callable[[str], 
         # What is said of a key often quotes it.
         return UnusableModelError(f"{about} refuses the key (HTTP {status}): set the right one in the environment")
     said = _said(error, prompt, scrubbed)
-    if status == 404:
-        return UnusableModelError(f"{about} is not there (HTTP 404){said}")
-    if status == 429 and getattr(error, "code", None) == "insufficient_quota":
-        return UnusableModelError(f"{about} has no quota left (HTTP 429){said}")
+    if status in (404, 405):
+        return UnusableModelError(f"{about} is not there (HTTP {status}){said}")
+    if status == 402 or (status == 429 and getattr(error, "code", None) == "insufficient_quota"):
+        return UnusableModelError(f"{about} has no quota left (HTTP {status}){said}")
     if status in (408, 409, 425, 429) or (status >= 500 and status != 501):
         return TransientError(f"{about} answers HTTP {status}{said}", retry_after(error.response.headers))
     return RefusalError(f"{about} refuses the question (HTTP {status}){said}")

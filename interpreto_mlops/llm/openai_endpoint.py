@@ -43,7 +43,7 @@ class OpenAIModel(LanguageModel):
         base_url: the endpoint, such as `http://localhost:11434/v1`; None for `OPENAI_BASE_URL`, else OpenAI's own.
         key_variable: the environment variable that holds the key; None to send none. An endpoint other than OpenAI's
             own is asked without a key where the variable is not set.
-        timeout: seconds that one call may take, from the question to the last byte of the answer.
+        timeout: seconds until the answer must be whole; one that stops in the middle is given up after as long again.
         price: of its tokens; None where it is not known.
 
     Raises:
@@ -154,6 +154,9 @@ class OpenAIModel(LanguageModel):
         key = (os.environ.get(variable) or "").strip() if variable else ""
         if variable and not key and self._address.url == HOSTED:
             raise InputError(f"the key of {HOSTED!r} is read from the environment: set {variable}")
+        if not (key.isascii() and (not key or key.isprintable())):
+            # What fails to send it would quote it.
+            raise InputError(f"the key in {variable} holds characters that no key has; set it anew")
         return key or None
 
     def _connected(self, key: str | None) -> Any:

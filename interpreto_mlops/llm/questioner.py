@@ -186,6 +186,14 @@ class Questioner:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _one(self, key: str, prompt: Prompt, this: _Round) -> None:
+        try:
+            self._answered(key, prompt, this)
+        except BaseException:
+            # Such as a cache that cannot be written to: what is answered from now on would be lost.
+            this.stop("the run failed")
+            raise
+
+    def _answered(self, key: str, prompt: Prompt, this: _Round) -> None:
         most = most_tokens(self.model, prompt)
         if this.stopped.is_set() or not self._ledger.reserve(most):
             this.stop(f"the budget of {self._ledger.budget} is used up")

@@ -69,6 +69,9 @@ PARAMS = (
     "fit_split",
     "n_concepts",
     "seed",
+    "label",
+    "folds",
+    "repeats",
     "subject",
     "language_model",
     "against",
@@ -109,6 +112,7 @@ SIMULATABILITY_SETTINGS = "simulatability/settings.json"
 SIMULATABILITY_ANSWERS = "simulatability/answers.parquet"
 SIMULATABILITY_HTML = "simulatability/simulatability.html"
 QUESTIONS_FOLDER = "questions"
+PROBING_SCORES = "probing/scores.json"
 MODEL_CARD = "README.md"
 MODEL_LABELS = "labels.json"
 MODEL_METRICS = "metrics.json"
@@ -116,6 +120,8 @@ REPORT_HTML = "report/report.html"
 REPORT_COMPARISON = "report/comparison.png"
 REPORT_CURVES = "report/curves.png"
 REPORT_COST = "report/cost.png"
+REPORT_PROBING = "report/probing.png"
+REPORT_PROBES = "report/probes.json"
 REPORT_METHODS = "report/methods.json"
 REPORT_PAIRS = "report/pairs.json"
 AUDIT_HTML = "report/audit.html"

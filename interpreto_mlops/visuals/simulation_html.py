@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from interpreto_mlops.llm.simulation import SimulationResult
+from interpreto_mlops.llm.simulation.settings import BASELINE
 from interpreto_mlops.visuals import report_html
+from interpreto_mlops.visuals.page import number
 from interpreto_mlops.visuals.report_html import Block, Cell, Column, Paragraph, Report, Section, Table
 
 _SHOWN = {
@@ -46,7 +49,7 @@ def _blocks(result: SimulationResult) -> Iterator[Block]:
             row["setting"],
             _SHOWN.get(row["setting"], ""),
             Cell(_number(row["score"]), note=_interval(row["low"], row["high"]) or row["reason"] or ""),
-            Cell(_number(row["gain"]), note=_interval(row["gain_low"], row["gain_high"])),
+            _gain(row),
             _number(row["on_right"]),
             _number(row["on_wrong"]),
             _number(row["parse_share"]),
@@ -56,6 +59,13 @@ def _blocks(result: SimulationResult) -> Iterator[Block]:
     yield Table(columns, rows)
     for note in result.notes:
         yield Paragraph(note)
+
+
+def _gain(row: Mapping[Any, Any]) -> Cell:
+    """The gain of a setting over the baseline, which has none over itself."""
+    if row["setting"] == BASELINE.value:
+        return Cell(None)
+    return Cell(_number(row["gain"]), note=_interval(row["gain_low"], row["gain_high"]))
 
 
 def _lead(result: SimulationResult) -> str:
@@ -73,4 +83,4 @@ def _number(value: float | None) -> float | None:
 
 def _interval(low: float | None, high: float | None) -> str:
     found = _number(low), _number(high)
-    return "" if found[0] is None or found[1] is None else f"{found[0]:.3f} to {found[1]:.3f}"
+    return "" if found[0] is None or found[1] is None else f"{number(found[0])} to {number(found[1])}"

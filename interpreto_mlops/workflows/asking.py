@@ -27,7 +27,6 @@ from interpreto_mlops.models.loading import load_model
 from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.runs import RunLog
-from interpreto_mlops.tracking.store import Store
 from interpreto_mlops.tracking.tracing import traced
 
 if TYPE_CHECKING:
@@ -109,31 +108,32 @@ def language_model(asked: Asked) -> LanguageModel:
     )
 
 
-def questioner(
-    asked: Asked, console: Console, store: Store | None = None, *, estimate_only: bool = False
-) -> Questioner:
+def questioner(asked: Asked, console: Console, *, estimate_only: bool = False) -> Questioner:
     """Return what asks the language model.
 
     Arguments:
         asked: whom, and within what limits.
         console: says whether there is a progress bar.
-        store: where traces go, where they are wanted.
         estimate_only: whether nothing is asked, and only counted; see `Estimating`.
 
     Raises:
         InputError, DataError, ModelLoadError, MissingDependencyError: as `language_model`.
     """
     limited = asked.max_tokens is not None or asked.max_cost is not None
-    observe = traced(store) if asked.trace and store is not None and not estimate_only else None
     return (Estimating if estimate_only else Questioner)(
         language_model(asked),
         cache=asked.answers or None,
         concurrency=asked.concurrency,
         retries=asked.retries,
         budget=Budget(asked.max_tokens, asked.max_cost) if limited and not estimate_only else None,
-        observe=observe,
         progress=console.progress,
     )
+
+
+def trace_into(log: RunLog, asked: Asked, asker: Questioner) -> None:
+    """Keep each call from now on as a trace of a run, where that is wanted."""
+    if asked.trace:
+        asker.observe = traced(log.store, run_id=log.run_id, price=asker.model.price)
 
 
 class Estimating(Questioner):

@@ -18,7 +18,10 @@ from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_o
 from interpreto_mlops.workflows.concept_cells import ConceptCell, concept_table
 from interpreto_mlops.workflows.concepts import learn
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
-from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, ExplainRecipe
+from interpreto_mlops.workflows.probe import Columns, columns_of, probe_layers
+from interpreto_mlops.workflows.probe_cells import ProbeCell, probe_table
+from interpreto_mlops.workflows.probe_report import write_probe_report
+from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, ExplainRecipe, ProbeRecipe
 from interpreto_mlops.workflows.reports import report_run, write_report
 from interpreto_mlops.workflows.workspace import Workspace
 
@@ -31,7 +34,7 @@ class Outcome:
         store: where it is.
         suite: the tag of all its runs.
         report_run_id: of the run that compares them.
-        attributions, concepts: the finished cells.
+        attributions, concepts, probes: the finished cells.
         comparison: of the attribution methods, where there are any.
     """
 
@@ -41,12 +44,14 @@ class Outcome:
     attributions: list[AttributionCell] = field(default_factory=list)
     concepts: list[ConceptCell] = field(default_factory=list)
     comparison: Comparison | None = None
+    probes: list[ProbeCell] = field(default_factory=list)
 
     @property
     def runs(self) -> list[tuple[str, AttributionSet | None]]:
         """The finished runs, each with its attributions where it has any; the report's is the last."""
         cells = [(each.run_id, each.explanations) for each in self.attributions]
-        return [*cells, *((each.run_id, None) for each in self.concepts), (self.report_run_id, None)]
+        learned = [*(each.run_id for each in self.concepts), *(each.run_id for each in self.probes)]
+        return [*cells, *((run_id, None) for run_id in learned), (self.report_run_id, None)]
 
 
 def execute(recipe: ExplainRecipe, *, command: str, console: Console | None = None) -> Outcome:
@@ -85,18 +90,19 @@ def _execute(recipe: ExplainRecipe, command: str, console: Console) -> Outcome:
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
     # Before any run is there: what the plan refuses leaves nothing in the store.
     plan = planned(recipe, model, dataset, store) if isinstance(recipe, AttributeRecipe) else None
+    columns = columns_of(recipe, dataset, console) if isinstance(recipe, ProbeRecipe) else {}
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
     with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
-        outcome = _carry_out(job, recipe, plan)
+        outcome = _carry_out(job, recipe, plan, columns)
         take_over(keeper, console, outcome.runs)
     show(outcome, console)
     check_log(keeper)
     return outcome
 
 
-def _carry_out(job: Job, recipe: ExplainRecipe, plan: Plan | None) -> Outcome:
+def _carry_out(job: Job, recipe: ExplainRecipe, plan: Plan | None, columns: Columns) -> Outcome:
     console, store = job.console, job.store
-    workspace = Workspace(recipe.workspace if isinstance(recipe, ConceptsRecipe) else None)
+    workspace = Workspace(None if isinstance(recipe, AttributeRecipe) else recipe.workspace)
     if count := workspace.close_abandoned(store):
         console.say(f"  {count} runs that a killed job left open in this workspace are marked KILLED")
     title = f"{recipe.kind} {job.model.name} on {job.dataset.name}"
@@ -110,6 +116,11 @@ def _carry_out(job: Job, recipe: ExplainRecipe, plan: Plan | None) -> Outcome:
             with console.stage("attributions"):
                 outcome.attributions.extend(explain(job, plan))
                 outcome.comparison = compared(outcome.attributions)
+        if isinstance(recipe, ProbeRecipe):
+            outcome.probes.extend(probe_layers(job, recipe, columns))
+            with console.stage("report"):
+                write_probe_report(job, log, title, outcome.probes)
+            return outcome
         with console.stage("report"):
             write_report(job, log, title, outcome.comparison, outcome.concepts)
     return outcome
@@ -140,6 +151,9 @@ def show(outcome: Outcome, console: Console) -> None:
     if outcome.concepts:
         console.say()
         console.table(concept_table(outcome.concepts))
+    if outcome.probes:
+        console.say()
+        console.table(probe_table(outcome.probes))
     console.say()
     console.say(f"report: {run_url(outcome.store, outcome.report_run_id)}")
     if command := ui_command(outcome.store):

@@ -26,13 +26,20 @@ from interpreto_mlops.llm import Estimate, Questioner
 from interpreto_mlops.text.datasets import TextDataset, load_dataset
 from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.tracking import schema
-from interpreto_mlops.tracking.concept_evidence import register_dictionary, write_dictionary
+from interpreto_mlops.tracking.concept_evidence import dictionary_summary, register_dictionary, write_dictionary
 from interpreto_mlops.tracking.label_evidence import write_names
 from interpreto_mlops.tracking.logged_models import check_name
 from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.store import Store, connect
-from interpreto_mlops.workflows.asking import Estimating, question_costs, questioner, totals_line, write_questions
-from interpreto_mlops.workflows.cataloguing import catalogued, check_log, take_over
+from interpreto_mlops.workflows.asking import (
+    Estimating,
+    question_costs,
+    questioner,
+    totals_line,
+    trace_into,
+    write_questions,
+)
+from interpreto_mlops.workflows.cataloguing import catalogued, take_over
 from interpreto_mlops.workflows.given_names import read_names
 from interpreto_mlops.workflows.holdout import hold_out
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
@@ -54,6 +61,7 @@ class Labelled:
         scores: of the names.
         unlabelled: why concepts that were asked about have no new name.
         version: the registered model and its new version, or None.
+        unlogged: why the log does not tell of that version, or None.
         estimate: what asking would take, where that was all that was wanted.
     """
 
@@ -63,6 +71,7 @@ class Labelled:
     scores: Mapping[str, InterpretationScore] = field(default_factory=dict)
     unlabelled: Mapping[int, str] = field(default_factory=dict)
     version: tuple[str, str] | None = None
+    unlogged: str | None = None
     estimate: Estimate | None = None
 
 
@@ -96,7 +105,6 @@ def label(
     Raises:
         InterpretoError: whatever stops it; a run that had begun is then marked FAILED, and nothing is registered.
         LanguageModelError: not one concept has a name that could be taken.
-        CatalogueError: all is done, but the log does not tell of what was registered.
     """
     console = console or Console(quiet=True)
     with hiding_texts(recipe.hide_texts):
@@ -108,8 +116,7 @@ def label(
         with catalogued(work.job.store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
             done = _carry_out(work)
             take_over(keeper, console, [(done.run_id, None)])
-        check_log(keeper)
-        return done
+        return replace(done, unlogged=keeper.missing_entries)
 
 
 def _prepared(recipe: LabelRecipe, command: str, console: Console, estimate_only: bool) -> _Work:
@@ -121,7 +128,7 @@ def _prepared(recipe: LabelRecipe, command: str, console: Console, estimate_only
         subject = studied(store, recipe.dictionary, base_model=recipe.base_model)
     _check_names(recipe, subject)
     names = {} if recipe.labels is None else read_names(recipe.labels, subject.dictionary.n_concepts, recipe.by)
-    asker = None if recipe.llm is None else questioner(recipe.llm, console, store, estimate_only=estimate_only)
+    asker = None if recipe.llm is None else questioner(recipe.llm, console, estimate_only=estimate_only)
     given, held_out = hold_out(dataset, recipe.holdout)
     with console.stage("activations"):
         named_on = subject.activations(given, progress=console.progress)
@@ -144,7 +151,7 @@ def _estimated(work: _Work) -> Labelled:
         raise InputError("names from a file ask nothing; there is nothing to estimate")
     descriptions, unlabelled = _named(work, _described(work))
     _scored(work, descriptions)
-    return Labelled(work.job.store, "", descriptions, {}, unlabelled, None, work.asker.counted())
+    return Labelled(work.job.store, descriptions=descriptions, unlabelled=unlabelled, estimate=work.asker.counted())
 
 
 def _carry_out(work: _Work) -> Labelled:
@@ -158,6 +165,8 @@ def _carry_out(work: _Work) -> Labelled:
         tags=_tags(work),
         params=_params(work),
     ) as log:
+        if work.asker is not None and recipe.llm is not None:
+            trace_into(log, recipe.llm, work.asker)
         before = _described(work)
         descriptions, unlabelled = _named(work, before)
         scores = _scored(work, descriptions)
@@ -175,6 +184,7 @@ def _carry_out(work: _Work) -> Labelled:
                 model=job.model,
                 dataset=work.held_out,
             )
+            log.summary(_summary(work, dictionary, metrics))
             write_names(log, before, descriptions, scores.values(), unlabelled)
             if work.asker is not None:
                 write_questions(log, work.asker)
@@ -207,7 +217,8 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
         ask = LLMLabels(inputs=inputs, n_silent=recipe.n_silent, seed=recipe.seed)
         with console.stage("names"):
             found = ask(dictionary, work.named_on, questioner=work.asker, concepts=recipe.concepts)
-        console.say(f"  {totals_line(work.asker)}")
+        if not isinstance(work.asker, Estimating):
+            console.say(f"  {totals_line(work.asker)}")
         after, unlabelled = list(found.descriptions), dict(found.unlabelled)
         if not found.n_labelled and recipe.labels is None and not isinstance(work.asker, Estimating):
             why = next(iter(unlabelled.values()), "there is nothing to ask about")
@@ -269,6 +280,12 @@ def _configuration(work: _Work) -> dict[str, Any]:
     asked = {name: getattr(work.recipe, name) for name in names}
     model = None if work.recipe.llm is None else work.recipe.llm.model
     return {**asked, "dictionary": work.subject.found.uri, "language_model": model}
+
+
+def _summary(work: _Work, dictionary: ConceptDictionary, metrics: Mapping[str, float]) -> str:
+    by = work.recipe.by or "people" if work.asker is None else work.asker.model.name
+    source = schema.markdown(work.subject.found.uri)
+    return f"Names by {schema.markdown(by)} for the concepts of {source}. {dictionary_summary(dictionary, metrics)}"
 
 
 def _tags(work: _Work) -> dict[str, str | None]:

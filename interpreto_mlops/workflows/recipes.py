@@ -13,13 +13,17 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from interpreto_mlops.attributions import METHODS
 from interpreto_mlops.attributions.metrics import METRICS
-from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE
+from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE, PROBES
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
-from interpreto_mlops.errors import InputError
+from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.registry import check_options as check_options
 from interpreto_mlops.registry import parameters_of as parameters_of
+from interpreto_mlops.text.datasets import DATASETS
 from interpreto_mlops.workflows.meaning_recipes import ConsimRecipe, LabelRecipe
 from interpreto_mlops.workflows.recipe_base import ModelRecipe, Names, Positive
+
+NAMED_COLUMN = "label"
+"""What the labels of a named data set are called."""
 
 
 class AttributeRecipe(ModelRecipe):
@@ -169,6 +173,65 @@ class ConceptsRecipe(ModelRecipe):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
 
 
+class ProbeRecipe(ModelRecipe):
+    """Probe which layer knows what is labelled: one probe for each layer, method and column of labels.
+
+    What names model, texts and store is as in `AttributeRecipe`.
+
+    Arguments:
+        layers: numbers (negative ones from the end) or module paths.
+        methods: families of probes by registry name.
+        label_columns: of a file; of a named data set, `label`. A column of 1 and 0, true and false or yes and no is one
+            concept, else each of its values is one.
+        granularity, aggregation: what a row of activations is, as in `ConceptsRecipe`; by default the whole text.
+        activation_dtype, autocast: as in `ConceptsRecipe`.
+        folds: parts of the texts that are held out in turn.
+        repeats: control tasks, and deals of the labels, that are averaged.
+        seed: of probes, folds, control tasks and deals.
+        workspace: a folder where activations and fitted probes are kept, so that the same job, once killed, goes on.
+        select_by: the metric that decides which probe of a column is registered.
+        register_best: whether one is.
+    """
+
+    kind: Literal["probe"] = "probe"
+    layers: Annotated[list[int | str], Field(min_length=1)]
+    methods: Names = Field(default=["logistic", "mean_difference"])
+    label_columns: Names = Field(default=["label"])
+    granularity: str = "sample"
+    aggregation: str = "mean"
+    activation_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    autocast: Literal["bfloat16", "float16"] | None = None
+    folds: Annotated[int, Field(ge=2)] = 5
+    repeats: Positive = 2
+    seed: Annotated[int, Field(ge=0)] = 0
+    workspace: str | None = None
+    select_by: str = "probing/selectivity"
+    register_best: bool = False
+
+    def check(self) -> None:
+        """Refuse names that are not registered, before anything runs.
+
+        Raises:
+            InputError: something given twice, a seed among the options, or columns of labels that cannot be.
+            UnknownNameError: a name that is not registered.
+        """
+        self._check_options({name: PROBES.get(name) for name in self.methods})
+        for what, given in (("method", self.methods), ("column", self.label_columns), ("layer", self.layers)):
+            if twice := [name for name, count in Counter(map(str, given)).items() if count > 1]:
+                raise InputError(f"the {what} {twice[0]!r} is given twice")
+        if self.label_column is not None:
+            raise InputError(f"the labels of probes are given by 'label_columns', as in [{self.label_column!r}]")
+        if any({"seed", "n_concepts"} & set(given) for given in self.options.values()):
+            raise InputError("the seed of probes is set by 'seed', and how many concepts there are by the labels")
+        if self.data in DATASETS and self.label_columns != [NAMED_COLUMN]:
+            raise InputError(
+                f"the data set {self.data!r} has the labels {NAMED_COLUMN!r}, and no others: not {self.label_columns!r}"
+            )
+        scores = [name for name, metric in CONCEPT_METRICS.items() if metric.needs == "probe scores"]
+        if self.select_by not in scores:
+            raise UnknownNameError("metric to select a probe by", self.select_by, scores)
+
+
 def parse_options(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Turn settings such as `kernel_shap.n_perturbations=1000` into a recipe's `options`.
 
@@ -222,7 +285,7 @@ def _setting(text: str, form: str) -> tuple[str, Any]:
         raise InputError(f"the value of {name.strip()!r} is not YAML: {value!r}") from error
 
 
-ExplainRecipe = AttributeRecipe | ConceptsRecipe
+ExplainRecipe = AttributeRecipe | ConceptsRecipe | ProbeRecipe
 Recipe = ExplainRecipe | LabelRecipe | ConsimRecipe
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from interpreto_mlops.concepts.interpretation_metrics import InterpretationScore
-from interpreto_mlops.errors import InputError
+from interpreto_mlops.errors import CatalogueError, InputError
 from interpreto_mlops.text.terminal import one_line
 from interpreto_mlops.tracking.links import run_url
 from interpreto_mlops.workflows.asking import estimate_line
@@ -30,6 +30,7 @@ def carry_out(recipe: Recipe, *, command: str, console: Console, estimate_only: 
 
     Raises:
         InterpretoError: whatever stops it.
+        CatalogueError: all is done, but the log does not tell of what was registered.
     """
     if isinstance(recipe, LabelRecipe):
         _say_names(console, label(recipe, command=command, console=console, estimate_only=estimate_only))
@@ -54,6 +55,8 @@ def _say_names(console: Console, done: Labelled) -> None:
     if done.version is not None:
         console.say("registered: models:/{}/{}".format(*done.version))
     console.say(f"run: {run_url(done.store, done.run_id)}")
+    if done.unlogged is not None:
+        raise CatalogueError(done.unlogged)
 
 
 def _score_row(score: InterpretationScore) -> dict[str, object]:

@@ -21,7 +21,14 @@ from interpreto_mlops.tracking.reading import read_explanations
 from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.simulation_evidence import write_simulation
 from interpreto_mlops.tracking.store import Store, connect
-from interpreto_mlops.workflows.asking import Estimating, question_costs, questioner, totals_line, write_questions
+from interpreto_mlops.workflows.asking import (
+    Estimating,
+    question_costs,
+    questioner,
+    totals_line,
+    trace_into,
+    write_questions,
+)
 from interpreto_mlops.workflows.cataloguing import catalogued, take_over
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, new_suite, plain
 from interpreto_mlops.workflows.meaning_recipes import ConsimRecipe
@@ -87,7 +94,7 @@ def simulate(
         store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
         texts = _texts(recipe)
         explained = (_run if _RUN.match(recipe.subject) else _dictionary)(store, recipe, texts, console)
-        asker = questioner(recipe.llm, console, store, estimate_only=estimate_only)
+        asker = questioner(recipe.llm, console, estimate_only=estimate_only)
         if isinstance(asker, Estimating):
             return Simulated(store, estimate=_counted(explained, asker))
         with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
@@ -203,6 +210,7 @@ def _carry_out(
         tags={schema.TAG_COMMAND: command, **explained.tags},
         params=schema.params(fixed, {**recipe.simulation, "importance": recipe.importance}),
     ) as log:
+        trace_into(log, recipe.llm, asker)
         with console.stage("simulation"):
             try:
                 results = explained.ask(asker)

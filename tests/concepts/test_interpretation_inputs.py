@@ -79,7 +79,7 @@ def brute_force(
     for row, value in enumerate((sign * codes).tolist()):
         index = int(activations.text_ids[row])
         start, end = unit_of(activations.texts[index], *activations.spans[row].tolist(), unit)
-        key: object = activations.texts[index][start:end].casefold() if unique else (index, start)
+        key: object = activations.texts[index][start:end].casefold() if unique else (index, start, end)
         if value > 0:
             best[key] = max(best.get(key, 0.0), value)
     return best
@@ -88,7 +88,7 @@ def brute_force(
 def key_of(activations: ActivationSet, example: Example, unit: str, unique: bool) -> object:
     start, end = unit_of(activations.texts[example.text_index], *activations.spans[example.row].tolist(), unit)
     assert activations.texts[example.text_index][start:end] == example.word
-    return example.word.casefold() if unique else (example.text_index, start)
+    return example.word.casefold() if unique else (example.text_index, start, end)
 
 
 @pytest.mark.parametrize("unique", [True, False])
@@ -279,6 +279,8 @@ def test_what_is_missing_or_wrong_is_said(tmp_path: Path, tiny_model: Callable[.
     for concepts in bad:
         with pytest.raises(InputError, match="there is no concept"):
             TopKInputs()(identity(3), activations, concepts=concepts)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least one concept"):
+        TopKInputs()(identity(3), activations, concepts=[])
     with pytest.raises(InputError, match="named twice"):
         TopKInputs()(identity(3), activations, concepts=[1, 1])
     split = ModelWithSplitPoints(tiny_model("bert"), [1])
@@ -337,3 +339,24 @@ def test_parameters_are_plain_and_hold_no_text() -> None:
     assert "secret" not in plain
     assert inside.parameters["inputs"]["k"] == 3
     assert inside.parameters["inputs"]["name"] == "top_k_inputs"
+
+
+def test_words_that_one_token_covers_are_one_word(tmp_path: Path) -> None:
+    text = "It is good. This isn't bad at all."
+    spans = [(0, 2), (3, 5), (6, 10), (10, 11), (12, 16), (17, 22), (23, 26), (27, 29), (30, 33), (33, 34)]
+    rows: list[Row] = [(0, *span, [float(i + 1)]) for i, span in enumerate(spans)]
+    activations = written_set(tmp_path, [text], rows, "word")
+
+    def found(unit: str) -> list[str]:
+        (each,) = TopKInputs(k=10, unit=unit, unique=False)(identity(1), activations)
+        return [example.word for example in each.examples][::-1]
+
+    assert found("word") == [text[a:b] for a, b in spans]
+    assert found("2-grams") == [
+        "It", "It is", "is good", "good.", "This", "This isn't", "isn't bad", "bad at", "at all", "all.",
+    ]  # fmt: skip
+    assert found("3-grams")[-3:] == ["isn't bad at", "bad at all", "at all."]
+    assert found("sentence") == ["It is good.", "This isn't bad at all."]
+    tokens = written_set(tmp_path / "tokens", [text], rows, "token")
+    (each,) = TopKInputs(k=10, unit="2-grams", unique=False)(identity(1), tokens)
+    assert [example.word for example in each.examples][:3] == ["all.", "at all", "bad at"]

@@ -31,7 +31,7 @@ from interpreto_mlops.concepts import (
 )
 from interpreto_mlops.concepts.interpretation.label_prompts import LabelAnswer, LabelRules
 from interpreto_mlops.errors import InputError, LanguageModelError, RefusalError, TransientError
-from interpreto_mlops.llm import Answer, LanguageModel, LocalModel, OpenAIModel, Price, Prompt, Questioner
+from interpreto_mlops.llm import Answer, Budget, LanguageModel, LocalModel, OpenAIModel, Price, Prompt, Questioner
 from interpreto_mlops.models.loading import load_model
 from interpreto_mlops.models.text_model import TextModel
 from tests.concepts.written_sets import Row, identity, written_set
@@ -107,6 +107,9 @@ def test_names_come_from_what_is_shown(activations: ActivationSet) -> None:
     assert dictionary.descriptions is None
     # What the words say of a concept stays, whatever it is called.
     assert [each.words for each in found.descriptions] == [each.words for each in top_words(dictionary, activations)]
+    assert found.to_frame()["concept"].tolist() == [0, 1, 3]
+    # What is known already costs nothing.
+    assert LLMLabels()(dictionary, activations, questioner=questioner).cost == 0.0
     row = found.attempts[0].to_dict()
     assert row["answer"] == named("soup")
     assert row["problem"] == ""
@@ -195,6 +198,21 @@ def test_a_question_without_an_answer_leaves_the_words(activations: ActivationSe
         assert found.n_refused == 0
         assert found.attempts[0].answer is None
         assert found.attempts[0].to_dict()["answer"] == ""
+
+
+def test_a_budget_that_ends_keeps_the_names_that_there_are(activations: ActivationSet) -> None:
+    model = Reader(lambda prompt, word: "no" if word == "soup" else named(word))
+    free = Questioner(model)
+    first = LLMLabels(max_tokens=20, attempts=1)(identity(4), activations, questioner=free)
+    most = free.totals.prompt_tokens + 3 * (20 + 16)
+    found = LLMLabels(max_tokens=20)(
+        identity(4), activations, questioner=Questioner(model, budget=Budget(max_tokens=most))
+    )
+    assert found.descriptions == first.descriptions
+    assert "it was not asked again" in found.unlabelled[0]
+    assert found.n_labelled == 2
+    with pytest.raises(InputError, match="more than the budget"):
+        LLMLabels()(identity(4), activations, questioner=Questioner(model, budget=Budget(max_tokens=10)))
 
 
 HOSTILE = (

@@ -20,6 +20,7 @@ from interpreto_mlops.concepts import (
     VocabProj,
     steer,
 )
+from interpreto_mlops.concepts.interpretation.base import best
 from interpreto_mlops.concepts.linear import linear_state
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.models.text_model import TextModel
@@ -279,3 +280,39 @@ def test_a_real_writer_has_tokens(shared: Path) -> None:
     changed = TokenChange(mode="add", n_sequences=8, length=16)(dictionary, split=split)
     raised = [token in {entry.token_id for entry in each.raised} for token, each in zip(ids, changed, strict=True)]
     assert np.mean(raised) >= 0.8
+
+
+def test_both_engines_give_the_same_effects() -> None:
+    model, dictionary = planted("llama")
+    method = TokenChange(k=4, n_sequences=2, length=6)
+    hooks, traced = (
+        method(dictionary, split=ModelWithSplitPoints(model, [1], engine=engine), concepts=[0, 5])
+        for engine in ("hooks", "nnsight")
+    )
+    for one, other in zip(hooks, traced, strict=True):
+        assert [entry.token_id for entry in one.raised] == [entry.token_id for entry in other.raised]
+        np.testing.assert_allclose([e.score for e in one.raised], [e.score for e in other.raised], rtol=1e-5)
+
+
+def test_a_concept_of_the_first_token_is_changed_there_alone(texts: list[str]) -> None:
+    model = writer("llama")
+    split = ModelWithSplitPoints(model, [1])
+    activations = split.get_activations(texts, granularity="cls", progress=False)[1]
+    dictionary = PCAConcepts(n_concepts=2).fit(activations, progress=False)
+    text = "the food was good"
+    (found, _) = TokenChange(value=3.0, k=64, sequences=(text,))(dictionary, split=split)
+    ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        clean = model.model(input_ids=ids).logits[0]
+        with steer(split, dictionary, {0: 3.0}, mode="set", positions=[0]):
+            effect = (model.model(input_ids=ids).logits[0] - clean).mean(0)
+    for entry in found.raised:
+        assert entry.score == pytest.approx(float(effect[entry.token_id]), abs=1e-4)
+
+
+def test_the_best_are_those_of_a_sort() -> None:
+    rng = np.random.default_rng(0)
+    for k in (1, 3, 10, 50):
+        scores, ids = rng.integers(0, 6, 40).astype(float), rng.permutation(40)
+        wanted = sorted(zip(ids.tolist(), scores.tolist(), strict=True), key=lambda entry: (-entry[1], entry[0]))[:k]
+        assert best(scores, ids, k) == wanted

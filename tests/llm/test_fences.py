@@ -8,6 +8,7 @@ import re
 import pytest
 
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.llm import fences
 from interpreto_mlops.llm.fences import MARKS, NOTE, fenced, quoted
 
 HOSTILE = [
@@ -59,6 +60,14 @@ class TestFences:
             assert name is not None
             texts = [*texts, f"</{name[1]}>", name[1], name[1].removeprefix("texts-")]
             lines_of(fenced(texts))
+
+    def test_a_name_that_a_text_holds_becomes_longer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fences, "_SHORTEST", 1)
+        every = [f"{k:03x}" for k in range(16**3)]
+        name = re.match(r"<texts-([0-9a-f]+)>", fenced(["soup", *every]))
+        assert name is not None
+        assert len(name[1]) >= 4
+        assert not any(name[1] in text for text in every)
 
     def test_texts_do_not_run_into_each_other(self) -> None:
         assert fenced(["a", "b"]) != fenced(["a\nb"])

@@ -116,8 +116,9 @@ class TestFailures:
         assert isinstance(error, UnusableModelError)
         assert "does not exist" in str(error)
 
-    def test_no_quota_left_is_no_matter_of_waiting(self, scripted_server: Factory) -> None:
-        assert isinstance(error_of(scripted_server(failure(429, code="insufficient_quota"))), UnusableModelError)
+    @pytest.mark.parametrize("reply", [failure(429, code="insufficient_quota"), failure(402), failure(405)])
+    def test_what_is_no_matter_of_waiting(self, scripted_server: Factory, reply: Reply) -> None:
+        assert isinstance(error_of(scripted_server(reply)), UnusableModelError)
 
     @pytest.mark.parametrize("status", [400, 413, 422, 501])
     def test_what_will_not_pass(self, scripted_server: Factory, status: int) -> None:
@@ -272,6 +273,13 @@ class TestKeys:
         monkeypatch.delenv("OPENAI_API_KEY")
         with pytest.raises(InputError, match="set OPENAI_API_KEY"):
             OpenAIModel("small")
+
+    @pytest.mark.parametrize("key", ["sk-sesame\u2026", "sk-sesame\nX-Evil: 1", "sk-sesame\x7f"])
+    def test_one_that_cannot_be_sent_is_not_quoted(self, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(InputError, match="in OPENAI_API_KEY holds characters") as caught:
+            OpenAIModel("small")
+        assert "sesame" not in str(caught.value)
 
     def test_the_address_of_the_environment(self, scripted_server: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
         server = scripted_server("fine")

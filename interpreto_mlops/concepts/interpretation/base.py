@@ -166,6 +166,8 @@ def interpret(
 def _chosen(dictionary: ConceptDictionary, concepts: Sequence[int] | None) -> tuple[int, ...]:
     if concepts is None:
         return tuple(range(dictionary.n_concepts))
+    if not len(concepts):
+        raise InputError("give at least one concept, or leave concepts out for all of them")
     for concept in concepts:
         known = not isinstance(concept, bool) and isinstance(concept, int | np.integer)
         if not known or not 0 <= concept < dictionary.n_concepts:
@@ -190,11 +192,24 @@ class TokenScore:
     score: float
 
 
-def token_names(model: TextModel, ids: Sequence[int]) -> list[str]:
-    """Return how tokens are written: decoded, or as the vocabulary has them where decoded they are nothing."""
-    raw = model.tokenizer.convert_ids_to_tokens(list(ids))
-    decoded = [str(model.tokenizer.decode([token], clean_up_tokenization_spaces=False)) for token in ids]
-    return [name if name.strip() and "\ufffd" not in name else str(own) for name, own in zip(decoded, raw, strict=True)]
+class TokenNames:
+    """How the tokens of a model are written: decoded, or as the vocabulary has them where decoded they are nothing."""
+
+    def __init__(self, model: TextModel) -> None:
+        self._tokenizer = model.tokenizer
+        self._known: dict[int, str] = {}
+
+    def scores(self, entries: Sequence[tuple[int, float]]) -> tuple[TokenScore, ...]:
+        """Return tokens with their names."""
+        return tuple(TokenScore(self.name(token), token, score) for token, score in entries)
+
+    def name(self, token: int) -> str:
+        """Return how a token is written."""
+        if token not in self._known:
+            decoded = str(self._tokenizer.decode([token], clean_up_tokenization_spaces=False))
+            shown = decoded.strip() and "\ufffd" not in decoded
+            self._known[token] = decoded if shown else str(self._tokenizer.convert_ids_to_tokens(token))
+        return self._known[token]
 
 
 def vocabulary_ids(model: TextModel) -> npt.NDArray[np.int64]:
@@ -204,5 +219,15 @@ def vocabulary_ids(model: TextModel) -> npt.NDArray[np.int64]:
 
 def best(scores: npt.NDArray[np.float64], ids: npt.NDArray[np.int64], k: int) -> list[tuple[int, float]]:
     """Return the ids of the k largest scores with these, best first; of equal ones the smaller id first."""
+    if len(scores) > k:
+        kept = scores >= np.partition(scores, -k)[-k]
+        scores, ids = scores[kept], ids[kept]
     order = np.lexsort((ids, -scores))[:k]
     return [(int(ids[place]), float(scores[place])) for place in order]
+
+
+def extremes(
+    scores: npt.NDArray[np.float64], ids: npt.NDArray[np.int64], k: int
+) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Return the ids of the k largest scores, largest first, and those of the k smallest, smallest first."""
+    return best(scores, ids, k), [(token, -score) for token, score in best(-scores, ids, k)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 
 from interpreto_mlops.concepts.activations import ActivationSet
 from interpreto_mlops.concepts.base import check_integer, check_number
@@ -83,8 +84,8 @@ class LabelledConcepts:
         unlabelled: why each other concept that was wanted has no name, by its number.
         n_asked: concepts that were asked about.
         n_refused: answers that were not taken.
-        cost: of all answers, in the currency of the model's price, whether they came from a cache or not; None where
-            the price is not known.
+        cost: of what was put to the model, in the currency of its price; answers that were known cost nothing. None
+            where the price is not known.
     """
 
     descriptions: tuple[ConceptDescription, ...]
@@ -109,6 +110,10 @@ class LabelledConcepts:
     def answer_tokens(self) -> int:
         """Tokens that were written."""
         return sum(attempt.answer.answer_tokens for attempt in self.attempts if attempt.answer)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the record as a frame, a row for each attempt; columns as `LabelAttempt.to_dict`."""
+        return pd.DataFrame([attempt.to_dict() for attempt in self.attempts])
 
     def hidden(self) -> LabelledConcepts:
         """Return the same without texts: hashes stand for words, names, what was shown, and answers."""
@@ -178,6 +183,7 @@ class LLMLabels(Interpretation[LabelledConcepts]):
         descriptions = dictionary.descriptions or top_words(dictionary, activations)
         evidence, unlabelled = self._evidence(given, activations)
         asking = _Asking(questioner, LabelRules(self.longest, self.sentence, self.max_tokens, self.temperature))
+        before = questioner.totals
         asking.ask(evidence, self.seed, self.attempts)
         unlabelled.update({concept: asking.problems[concept] for concept in evidence if concept not in asking.names})
         return LabelledConcepts(
@@ -187,7 +193,7 @@ class LLMLabels(Interpretation[LabelledConcepts]):
             dict(sorted(unlabelled.items())),
             len(evidence),
             sum(bool(each.problem) and each.answer is not None for each in asking.attempts),
-            asking.cost(),
+            None if questioner.totals.cost is None else questioner.totals.cost - (before.cost or 0.0),
         )
 
     def _evidence(self, given: Given, activations: ActivationSet) -> tuple[dict[int, Evidence], dict[int, str]]:
@@ -281,11 +287,3 @@ class _Asking:
         if name is None:
             return description
         return description.named(Label(name.label, LLM, self._questioner.model.name, name.explanation))
-
-    def cost(self) -> float | None:
-        """Return what all answers cost."""
-        price = self._questioner.model.price
-        answers = [attempt.answer for attempt in self.attempts if attempt.answer]
-        if price is None:
-            return None
-        return sum(price.of(answer.prompt_tokens, answer.answer_tokens) for answer in answers)

@@ -17,9 +17,9 @@ from interpreto_mlops.concepts.interpretation.base import (
     INTERPRETATIONS,
     Given,
     Interpretation,
+    TokenNames,
     TokenScore,
-    best,
-    token_names,
+    extremes,
     vocabulary_ids,
 )
 from interpreto_mlops.concepts.interpretation.vocabulary import ordinary_ids, template
@@ -132,7 +132,7 @@ class TokenChange(Interpretation[tuple[TokenEffects, ...]]):
         runs = _Runs(split, path, given, self.mode, self._sequences(model), budget)
         ids = vocabulary_ids(model)
         ids = ids[ids < model.vocabulary]
-        clean = runs.means([None])[0]
+        names, clean = TokenNames(model), runs.means([None])[0]
         found: list[TokenEffects] = []
         # Both signs of a concept run side by side, as do as many concepts as there is room for.
         size = max(1, runs.side_by_side // 2)
@@ -141,17 +141,9 @@ class TokenChange(Interpretation[tuple[TokenEffects, ...]]):
             changes = [(concept, sign * self.value) for concept in concepts for sign in (1.0, -1.0)]
             effects = (runs.means(changes) - clean)[:, ids]
             for place, concept in enumerate(concepts):
-                up, down = (self._extremes(model, row, ids) for row in effects[2 * place : 2 * place + 2])
-                found.append(TokenEffects(concept, *up, *down))
+                ends = [end for row in effects[2 * place : 2 * place + 2] for end in extremes(row, ids, self.k)]
+                found.append(TokenEffects(concept, *map(names.scores, ends)))
         return tuple(found)
-
-    def _extremes(self, model: TextModel, row: Floats, ids: Integers) -> list[tuple[TokenScore, ...]]:
-        ends = [best(row, ids, self.k), [(token, -score) for token, score in best(-row, ids, self.k)]]
-        names = [token_names(model, [token for token, _ in end]) for end in ends]
-        return [
-            tuple(TokenScore(name, token, score) for name, (token, score) in zip(named, end, strict=True))
-            for named, end in zip(names, ends, strict=True)
-        ]
 
     def _sequences(self, model: TextModel) -> list[Integers]:
         """Return the token ids of the sequences."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interpreto_mlops.concepts.base import check_integer
-from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Given, Interpretation, needed, token_names
+from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Given, Interpretation, TokenNames, needed
 from interpreto_mlops.concepts.interpretation.description import Context
 from interpreto_mlops.concepts.interpretation.units import Units, check_unit
 from interpreto_mlops.concepts.interpretation.vocabulary import ordinary_ids, rows_of_tokens
@@ -77,7 +77,7 @@ class TopKInputs(Interpretation[tuple[ConceptInputs, ...]]):
     """Show the pieces of text on which each concept's code is largest, or a spread of all on which it fires.
 
     The code of a piece is the largest of its rows. A concept that fires on fewer than k pieces has fewer examples.
-    Memory does not grow with the rows.
+    Rows that are nowhere in their text, as special tokens are, are not shown. Memory does not grow with the rows.
 
     Arguments:
         k: the most examples of a concept.
@@ -186,6 +186,7 @@ class _Vocabulary(_Source):
     def __init__(self, method: TopKInputs, given: Given) -> None:
         self._given, self._budget = given, method.token_budget
         self._split, self._path = given.place()
+        self._names = TokenNames(self._split.model)
         self._ids = ordinary_ids(self._split.model)
         self.n_rows = len(self._ids)
 
@@ -199,7 +200,7 @@ class _Vocabulary(_Source):
 
     def example(self, row: int, value: float, quantile: int | None) -> Example:
         token = int(self._ids[row])
-        return Example(_NO_TEXT, "", token_names(self._split.model, [token])[0], "", value, token, quantile)
+        return Example(_NO_TEXT, "", self._names.name(token), "", value, token, quantile)
 
 
 class _Gathered:

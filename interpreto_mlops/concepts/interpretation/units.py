@@ -97,8 +97,7 @@ class Units:
         """Return where the units of some rows lie in their texts, shape (rows, 2); empty for rows that are nowhere."""
         found = np.zeros((stop - start, 2), dtype=np.int64)
         for first, last in self._texts_of(start, stop):
-            text = self._texts[self._text_ids[first]]
-            found[first - start : last - start] = self._around(text, self._spans[first:last])
+            found[first - start : last - start] = self._around(first, last)
         return found
 
     def keys(self, start: int, stop: int, *, unique: bool) -> Integers:
@@ -112,7 +111,8 @@ class Units:
         spans = self.spans(start, stop)
         there = spans[:, 0] < spans[:, 1]
         if not unique:
-            return np.where(there, self._text_ids[start:stop] * _PLACES + spans[:, 0], -1)
+            # By their ends: the first runs of words of a sentence begin in the same place.
+            return np.where(there, self._text_ids[start:stop] * _PLACES + spans[:, 1], -1)
         keys = np.full(stop - start, -1, dtype=np.int64)
         for first, last in self._texts_of(start, stop):
             text, part = self._texts[self._text_ids[first]], slice(first - start, last - start)
@@ -137,7 +137,9 @@ class Units:
         starts = np.flatnonzero(np.diff(self._text_ids[start:stop], prepend=-1)) + start
         yield from pairwise([*starts.tolist(), stop])
 
-    def _around(self, text: str, spans: Spans) -> Spans:
+    def _around(self, first: int, last: int) -> Spans:
+        """Return the units of some rows of one text."""
+        text, spans = self._texts[self._text_ids[first]], self._spans[first:last]
         there = (spans[:, 0] < spans[:, 1])[:, None]
         if self.unit == "token":
             return spans
@@ -145,21 +147,29 @@ class Units:
             return np.where(there, np.asarray([[0, len(text)]]), 0)
         if self.unit == "sentence":
             return np.where(there, pieces_at(sentence_spans(text), spans), 0)
-        words = spans if self._rows_are_words else pieces_at(word_spans(text), spans)
-        return np.where(there, words if self._n is None else self._run(text, words, self._n), 0)
+        words = self._words(first)
+        own = pieces_at(words, spans)
+        return np.where(there, own if self._n is None else _runs(text, words, own, self._n), 0)
 
-    @staticmethod
-    def _run(text: str, words: Spans, n: int) -> Spans:
-        """Return the n words that end with each of some words, or as many as its sentence has."""
-        pieces = word_spans(text)
-        if not len(pieces):
-            return words
-        place = np.searchsorted(pieces[:, 0], words[:, 0], side="right") - 1
-        sentence = pieces_at(sentence_spans(text), words)
-        earliest = np.searchsorted(pieces[:, 0], sentence[:, 0], side="left")
-        first = np.clip(place - n + 1, np.minimum(earliest, place), None)
-        begins = np.minimum(pieces[np.maximum(first, 0), 0], words[:, 0])
-        return np.stack([begins, words[:, 1]], axis=1)
+    def _words(self, row: int) -> Spans:
+        """Return all words of a row's text, as the rows have them where rows are words."""
+        index = self._text_ids[row]
+        if not self._rows_are_words:
+            return word_spans(self._texts[index])
+        # A row may be several words that one token covers.
+        first, last = np.searchsorted(self._text_ids, [index, index + 1])
+        return self._spans[first:last]
+
+
+def _runs(text: str, words: Spans, own: Spans, n: int) -> Spans:
+    """Return the n words that end with each of some words of a text, or as many as its sentence has."""
+    if not len(words):
+        return own
+    place = np.maximum(np.searchsorted(words[:, 0], own[:, 0], side="right") - 1, 0)
+    sentence = pieces_at(sentence_spans(text), own)
+    earliest = np.minimum(np.searchsorted(words[:, 0], sentence[:, 0], side="left"), place)
+    first = np.maximum(place - n + 1, earliest)
+    return np.stack([np.minimum(words[first, 0], own[:, 0]), own[:, 1]], axis=1)
 
 
 def _number(text: str) -> int:

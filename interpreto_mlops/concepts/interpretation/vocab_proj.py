@@ -14,9 +14,9 @@ from interpreto_mlops.concepts.interpretation.base import (
     INTERPRETATIONS,
     Given,
     Interpretation,
+    TokenNames,
     TokenScore,
-    best,
-    token_names,
+    extremes,
     vocabulary_ids,
 )
 from interpreto_mlops.errors import InputError
@@ -90,14 +90,16 @@ class VocabProj(Interpretation[tuple[VocabProjection, ...]]):
         head = _head_of(split, path)
         units = unit_changes(given.dictionary, given.concepts)
         scores = (units.double() @ head.weight.detach().double().cpu().T).numpy()
-        names, ids = split.model.labels, np.arange(scores.shape[1])
-        return tuple(
-            VocabProjection(concept, *self._ends(row, ids, names), of="classes") if row.any() else _nothing(concept)
-            for concept, row in zip(given.concepts, scores, strict=True)
-        )
+        classes, ids = split.model.labels, np.arange(scores.shape[1])
+        found = list[VocabProjection]()
+        for concept, row in zip(given.concepts, scores, strict=True):
+            top, bottom = extremes(row, ids, self.k) if row.any() else ([], [])
+            up, down = ([TokenScore(classes[each], each, score) for each, score in end] for end in (top, bottom))
+            found.append(VocabProjection(concept, tuple(up), tuple(down), "classes"))
+        return tuple(found)
 
     def _on_tokens(self, given: Given, split: Splitter, path: str) -> tuple[VocabProjection, ...]:
-        model, found = split.model, list[VocabProjection]()
+        model, names, found = split.model, TokenNames(split.model), list[VocabProjection]()
         lens, where = _lens(model, path, given.dictionary.width)
         directions = given.dictionary.dictionary[list(given.concepts)].float()
         ids = vocabulary_ids(model)
@@ -107,31 +109,9 @@ class VocabProj(Interpretation[tuple[VocabProjection, ...]]):
             part = directions[start : start + size]
             logits = _logits(lens, where, part)[:, torch.from_numpy(ids)].double().numpy()
             for concept, direction, row in zip(given.concepts[start:], part, logits, strict=False):
-                if not bool(direction.any()):
-                    found.append(_nothing(concept))
-                    continue
-                top, bottom = self._extremes(row, ids)
-                found.append(VocabProjection(concept, _named(model, top), _named(model, bottom)))
+                top, bottom = extremes(row, ids, self.k) if bool(direction.any()) else ([], [])
+                found.append(VocabProjection(concept, names.scores(top), names.scores(bottom)))
         return tuple(found)
-
-    def _extremes(self, row: Any, ids: Any) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
-        lowest = [(token, -score) for token, score in best(-row, ids, self.k)]
-        return best(row, ids, self.k), lowest
-
-    def _ends(self, row: Any, ids: Any, names: Sequence[str]) -> tuple[tuple[TokenScore, ...], tuple[TokenScore, ...]]:
-        top, bottom = (
-            tuple(TokenScore(names[number], number, score) for number, score in end) for end in self._extremes(row, ids)
-        )
-        return top, bottom
-
-
-def _nothing(concept: int) -> VocabProjection:
-    return VocabProjection(concept, (), ())
-
-
-def _named(model: TextModel, entries: list[tuple[int, float]]) -> tuple[TokenScore, ...]:
-    names = token_names(model, [token for token, _ in entries])
-    return tuple(TokenScore(name, token, score) for name, (token, score) in zip(names, entries, strict=True))
 
 
 def unit_changes(dictionary: ConceptDictionary, concepts: Sequence[int]) -> torch.Tensor:
