@@ -163,6 +163,10 @@ class TestPlantedConcepts:
         assert len(score.values) == 12
         assert score.mean == pytest.approx(1.0)
         assert score.interval == pytest.approx((1.0, 1.0))
+        for judged in score.judged.values():
+            share = (judged.said > 0).mean()
+            mixed = (np.diff(judged.said) != 0).mean()
+            assert mixed > share * (1 - share), "the order gives the answers away"
         if kind in (m.Detection, m.Fuzzing):
             assert score.random == pytest.approx(0.5, abs=0.03)
             assert score.shuffled_mean == pytest.approx(0.5, abs=0.08)
@@ -403,6 +407,8 @@ class TestFaithfulness:
         frame = score.to_frame()
         assert (frame["share_at_0"] == 0).all()
         assert (frame["best_multiple"] > 0).all()
+        for judged in score.judged.values():
+            assert (np.diff(judged.given) != 0).mean() > 0.5
         # Nobody is shown what was set, nor the prompt; equal continuations are shown once.
         for prompt in judge.prompts:
             shown = texts_of(prompt)
