@@ -269,6 +269,7 @@ def test_the_code_of_the_readme_runs(quickstart, block):
     assert done.returncode == 0, done.stderr
 
 
+<<<<<<< HEAD
 ABOUT_CONCEPTS = re.findall(
     r"```python\n(.*?)```", (ROOT / "docs/concepts.md").read_text(encoding="utf-8"), flags=re.DOTALL
 )
@@ -277,6 +278,14 @@ ABOUT_CONCEPTS = re.findall(
 @pytest.mark.parametrize("block", range(len(ABOUT_CONCEPTS)))
 def test_the_code_about_concepts_runs(quickstart, block, tmp_path):
     assert len(ABOUT_CONCEPTS) >= 4
+=======
+@pytest.mark.parametrize("page", ["concepts", "probes"])
+@pytest.mark.parametrize("block", range(3))
+def test_the_code_about_concepts_runs(quickstart, page, block, tmp_path):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(code) == 3
+>>>>>>> probes
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ABOUT_CONCEPTS[block]],
         cwd=tmp_path,
