@@ -269,25 +269,20 @@ def test_the_code_of_the_readme_runs(quickstart, block):
     assert done.returncode == 0, done.stderr
 
 
-<<<<<<< HEAD
-ABOUT_CONCEPTS = re.findall(
-    r"```python\n(.*?)```", (ROOT / "docs/concepts.md").read_text(encoding="utf-8"), flags=re.DOTALL
+def pages_code(*pages: str) -> list[tuple[str, int, str]]:
+    """Every block of code of some pages: the page, its place there, the code."""
+    texts = {page: (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in pages}
+    found = {page: re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for page, text in texts.items()}
+    assert all(len(blocks) >= 3 for blocks in found.values())
+    return [(page, place, code) for page, blocks in found.items() for place, code in enumerate(blocks)]
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=f"{page}-{place}") for page, place, code in pages_code("concepts", "probes")]
 )
-
-
-@pytest.mark.parametrize("block", range(len(ABOUT_CONCEPTS)))
-def test_the_code_about_concepts_runs(quickstart, block, tmp_path):
-    assert len(ABOUT_CONCEPTS) >= 4
-=======
-@pytest.mark.parametrize("page", ["concepts", "probes"])
-@pytest.mark.parametrize("block", range(3))
-def test_the_code_about_concepts_runs(quickstart, page, block, tmp_path):
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(code) == 3
->>>>>>> probes
+def test_the_code_about_concepts_runs(quickstart, code, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ABOUT_CONCEPTS[block]],
+        [sys.executable, "-W", "ignore", "-c", code],
         cwd=tmp_path,
         env={**environment(), "MLFLOW_TRACKING_URI": quickstart.uri},
         capture_output=True,
