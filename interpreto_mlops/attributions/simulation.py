@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from interpreto_mlops.llm.simulation import (
     SimulationResult,
     Study,
 )
-from interpreto_mlops.llm.simulation.importances import normalised
+from interpreto_mlops.llm.simulation.importances import Floats, normalised
 
 NAME = "attributions"
 
@@ -38,7 +39,8 @@ def simulatability(
     """Ask a reader what a classifier says of texts, without and with the top words of attributions; score its answers.
 
     The global explanation of a class is the words with the largest mean score over the texts that the model says it
-    of; the local one of a text, its words with the largest score. Scores are told as those of concepts are.
+    of, those that a question asks for left out; the local one of a text, its words with the largest score. Scores are
+    told as those of concepts are.
 
     Arguments:
         explanations: of what a sequence classifier says of each text (`targets=None`); where several classes of a text
@@ -80,24 +82,35 @@ def attribution_study(
     names, place_of = _classes([item.targets[row] for item, row in zip(explanations, rows, strict=True)], classes)
     right = _label_places(labels, len(explanations), names, place_of)
     words = _Words()
-    sums: list[dict[int, float]] = [defaultdict(float) for _ in names]
-    samples = []
+    samples, scored = [], []
     for place, (item, row) in enumerate(zip(explanations, rows, strict=True)):
         said = place_of[item.targets[row].id]
         scores = words.scores(item, row)
-        for word, score in scores.items():
-            sums[said][word] += score
+        scored.append((said, scores))
         label = None if right is None else right[place]
         samples.append(Sample(item.text, item.index, said, label, None, _contributions(scores, n_words)))
     features = tuple(Feature(place, (word,)) for place, word in enumerate(words.known))
+    shares = partial(_shares, scored, (len(names), len(features)), n_words)
+    return Study(names, samples, Explanation(FeatureKind.WORD, features, shares(()), shares))
+
+
+def _shares(
+    scored: Sequence[tuple[int, dict[int, float]]], shape: tuple[int, int], n_words: int, without: Collection[int]
+) -> Floats:
+    """Return the shares of each class's top words over all texts but some, NaN for a class that is never said."""
+    sums: dict[int, dict[int, float]] = {}
+    for place, (said, scores) in enumerate(scored):
+        if place not in without:
+            own = sums.setdefault(said, defaultdict(float))
+            for word, score in scores.items():
+                own[word] += score
     # A mean is a sum over a class's texts by their number, which its shares do not depend on.
-    importance = np.zeros((len(names), len(features)))
-    for own, totals in zip(importance, sums, strict=True):
+    importance = np.full(shape, np.nan)
+    for said, totals in sums.items():
         top = _top(totals, n_words)
-        own[top] = normalised([totals[word] for word in top])
-    said_ones = {sample.prediction for sample in samples}
-    importance[[place for place in range(len(names)) if place not in said_ones]] = np.nan
-    return Study(names, samples, Explanation(FeatureKind.WORD, features, importance))
+        importance[said] = 0.0
+        importance[said, top] = normalised([totals[word] for word in top])
+    return importance
 
 
 class _Words:
@@ -131,7 +144,9 @@ def _predicted(item: Attribution) -> int:
     """Return the row of the class that the model says."""
     if item.is_hidden:
         raise InputError("the explanations hold hashes in the place of texts, which tell a reader nothing")
-    if not item.targets or any(target.positions or target.ids or target.contrast for target in item.targets):
+    if not item.targets or any(
+        target.layer is not None or target.positions or target.ids or target.contrast for target in item.targets
+    ):
         raise InputError(
             f"text {item.index} is not explained by a class alone; simulatability needs explanations of what a "
             "sequence classifier says, as targets=None gives"

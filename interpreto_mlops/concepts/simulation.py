@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,8 @@ def consim(
         descriptions: what the concepts are called; None takes the dictionary's own. A given label is shown alone, else
             up to five words.
         opposed: words at the other end of signed concepts, by their numbers; up to five are shown.
-        importance: of the concepts for the classes; None takes the mean over these texts, by predicted class.
+        importance: of the concepts for the classes; None takes the mean over those of these texts that a question does
+            not ask for, by predicted class.
         method: of importance, a name of `IMPORTANCE` or a method with its parameters.
         layer: the split point; None takes the dictionary's own layer, or the only split point.
         token_budget: the most tokens of a batch, padding included; it changes nothing but speed.
@@ -136,12 +137,14 @@ def concept_study(
     means = _Means(len(model.labels), dictionary.n_concepts)
     samples = []
     for local in local_importance(split, dictionary, read, method=method, **common):
-        means.add(local)
         if of_concepts[local.index] >= 0:
             label = None if right is None else right[local.index]
             samples.append(_sample(local, label, of_concepts[local.index]))
-    shares = means.shares() if importance is None else _given(importance, means.values.shape, model)
-    return Study(model.labels, samples, Explanation(FeatureKind.CONCEPT, features, shares))
+            means.add(samples[-1], float(np.abs(local.totals[0]).sum()))
+    if importance is not None:
+        shares = _given(importance, means.shape, model)
+        return Study(model.labels, samples, Explanation(FeatureKind.CONCEPT, features, shares))
+    return Study(model.labels, samples, Explanation(FeatureKind.CONCEPT, features, means.shares(), means.shares))
 
 
 def _features(
@@ -191,20 +194,25 @@ def _sample(local: LocalImportance, label: int | None, of_concepts: int) -> Samp
 
 
 class _Means:
-    """Adds up importances by predicted class."""
+    """Adds up importances by predicted class, of all texts or of all but some."""
 
     def __init__(self, n_classes: int, n_concepts: int) -> None:
-        self.values = np.zeros((n_classes, n_concepts))
-        self._counts = np.zeros(n_classes)
+        self.shape = (n_classes, n_concepts)
+        self._texts: list[tuple[Sample, float]] = []
 
-    def add(self, local: LocalImportance) -> None:
-        self.values[local.targets[0].id] += local.totals[0]
-        self._counts[local.targets[0].id] += 1
+    def add(self, sample: Sample, total: float) -> None:
+        """Take a text and Σ |importance| over its concepts, of which its contributions are shares."""
+        self._texts.append((sample, total))
 
-    def shares(self) -> Floats:
+    def shares(self, without: Collection[int] = ()) -> Floats:
         """Return the means as shares, NaN for a class that is never said."""
-        shares = normalised(self.values)
-        shares[self._counts == 0] = np.nan
+        sums, is_said = np.zeros(self.shape), np.zeros(self.shape[0], dtype=bool)
+        for place, (sample, total) in enumerate(self._texts):
+            if place not in without:
+                sums[sample.prediction, sample.contributions.places] += sample.contributions.values * total
+                is_said[sample.prediction] = True
+        shares = normalised(sums)
+        shares[~is_said] = np.nan
         return shares
 
 

@@ -114,6 +114,19 @@ class TestStudy:
 
 
 class TestSimulatability:
+    def test_words_of_the_texts_that_are_asked_for_are_not_told(self) -> None:
+        """A word that one text alone has would give its prediction away."""
+        items = [made([f"own{i}", "the"], [9.0, 0.1], int(i % 3 == 0), i) for i in range(24)]
+        reader = RuleReader(at_random)
+        simulatability(AttributionSet(items), Questioner(reader), n_learn=8, n_evaluate=8, n_words=24)
+        for prompt in reader.asked:
+            sections = read_sections(prompt.user)
+            told = {each["id"] for each in sections.get("words", [])}
+            assert not told & {word for each in sections["samples to predict"] for word in each["text"].split()} - {
+                "the"
+            }
+        assert any("words" in read_sections(prompt.user) for prompt in reader.asked)
+
     def test_an_oracle_scores_one_under_its_own_names(self) -> None:
         explanations = planted()
         reader = RuleReader(oracle(known(attribution_study(explanations))))
@@ -157,6 +170,11 @@ class TestBadInput:
                 attribution_study(AttributionSet([replace(item, targets=(target,))]))
         with pytest.raises(InputError, match=r"\['bad food'\] alone; explain what the model says"):
             attribution_study(AttributionSet([item, item]))
+
+    def test_what_a_concept_does_is_not_what_the_model_says(self) -> None:
+        items = [replace(made(["a"], [1.0], k, k), targets=(Target(k, NAMES[k], layer="encoder.0"),)) for k in (0, 1)]
+        with pytest.raises(InputError, match="text 0 is not explained by a class alone"):
+            attribution_study(AttributionSet(items))
 
     def test_classes_labels_and_numbers(self) -> None:
         explanations = planted(6)

@@ -88,6 +88,15 @@ class TestStudy:
         given = concept_study(split, dictionary, some_texts()[:20], importance=expected)
         np.testing.assert_array_equal(given.explanation.importance, expected.normalised)
 
+    def test_without_some_texts_the_mean_is_that_of_the_others(
+        self, split: ModelWithSplitPoints, dictionary: ConceptDictionary
+    ) -> None:
+        texts = some_texts()
+        told = concept_study(split, dictionary, texts).told([0, 3, 4])
+        others = [text for i, text in enumerate(texts) if texts[i] not in (texts[0], texts[3], texts[4])]
+        expected = concept_importance(split, dictionary, others, progress=False)
+        np.testing.assert_allclose(told.importance, expected.normalised, atol=1e-6)
+
     def test_what_the_concepts_say_is_the_reconstructed_models_class(
         self, split: ModelWithSplitPoints, dictionary: ConceptDictionary
     ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from interpreto_mlops.llm.simulation import (
     SimulationResult,
     Study,
 )
+from interpreto_mlops.llm.simulation.importances import Floats, normalised
 from tests.llm.readers import (
     RuleReader,
     Sections,
@@ -68,6 +70,44 @@ class TestScores:
             assert abs(score(result, setting) - result.chance.majority) < 0.05
         assert result.chance.uniform == 0.25
         assert result.chance.majority == 0.25  # the evaluation phase is balanced
+
+    def test_who_looks_up_the_label_of_the_same_text_scores_chance(self) -> None:
+        """No text is shown with its answer, however often the data repeat it."""
+        rng = np.random.default_rng(0)
+        said = rng.integers(0, 2, 60).tolist()
+        samples = [Sample(f"text {i % 60}" + " " * (i // 60), i, said[i % 60], i // 60 % 2) for i in range(180)]
+        study = Study(("a", "b"), samples, Explanation(FeatureKind.CONCEPT, (), np.zeros((2, 0))))
+
+        def look_up(sections: Sections) -> list[str]:
+            shown = {" ".join(each["text"].split()): each["class"] for each in sections["examples"]}
+            return [shown.get(" ".join(each["text"].split()), "a") for each in sections["samples to predict"]]
+
+        result = simulate(RuleReader(look_up), study, settings=["L2"])
+        assert score(result, "L2") == pytest.approx(result.chance.uniform)
+        assert "120 of the 180 texts repeat another one and are not drawn" in result.notes
+        with pytest.raises(InputError, match="more than the 60 different ones"):
+            Simulation(n_learn=31, n_evaluate=30).prompts(study)
+
+    def test_what_is_asked_for_has_no_part_in_the_explanation_of_the_model(self) -> None:
+        """Each text has a concept of its own, which tells its prediction alone."""
+        said = np.random.default_rng(0).integers(0, 2, 50).tolist()
+        texts = [f"own{i % 48}" for i in range(50)]  # two are there twice
+        samples = [Sample(text, i, said[i % 48], i % 2) for i, text in enumerate(texts)]
+
+        def importance(without: Collection[int] = ()) -> Floats:
+            values = np.zeros((2, 48))
+            for i in set(range(50)) - set(without):
+                values[said[i % 48], i % 48] = 1.0
+            return np.asarray(normalised(values))
+
+        features = tuple(Feature(i, (f"own{i}",)) for i in range(48))
+        explanation = Explanation(FeatureKind.CONCEPT, features, importance(), importance)
+        result = simulate(RuleReader(by_importance), Study(("a", "b"), samples, explanation), seeds=range(3))
+        for setting in ("E1", "E2", "E3"):
+            assert score(result, setting) == pytest.approx(result.chance.uniform, abs=0.1)
+            assert len({each for trial in result.trials for each in trial.predicted}) == 1
+        fixed = Study(("a", "b"), samples, replace(explanation, without=None))
+        assert score(simulate(RuleReader(by_importance), fixed, seeds=range(3)), "E1") == 1.0
 
     def test_who_draws_scores_chance_within_the_interval(self) -> None:
         result = simulate(RuleReader(at_random), planted_study(CLASSES), seeds=range(10))

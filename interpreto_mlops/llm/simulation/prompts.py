@@ -11,7 +11,7 @@ from interpreto_mlops.llm.fences import quoted
 from interpreto_mlops.llm.simulation.importances import Floats, kept, mark, threshold
 from interpreto_mlops.llm.simulation.sampling import Phases
 from interpreto_mlops.llm.simulation.settings import Setting
-from interpreto_mlops.llm.simulation.study import Contributions, FeatureKind, Study
+from interpreto_mlops.llm.simulation.study import Contributions, Explanation, FeatureKind, Study
 from interpreto_mlops.registry import Choice
 
 
@@ -89,7 +89,7 @@ def _system(kind: FeatureKind, setting: Setting, form: AnswerForm) -> str:
 
 
 def _user(study: Study, phases: Phases, setting: Setting, names: Sequence[str]) -> str:
-    told = _Told(study, names)
+    told = _Told(study.told(phases.evaluate) if setting.explains else study.explanation, names)
     sections = [("Classes", [as_json(list(names))])]
     if setting.explains:
         sections.append((f"{told.kind.title()}s and their importance for each class", told.features()))
@@ -116,10 +116,10 @@ def _user(study: Study, phases: Phases, setting: Setting, names: Sequence[str]) 
 class _Told:
     """What is told of an explanation."""
 
-    def __init__(self, study: Study, names: Sequence[str]) -> None:
-        self.explanation, self.names = study.explanation, names
-        self.kind = study.explanation.kind.value
-        self._places, self._limit = kept(study.explanation.importance)
+    def __init__(self, explanation: Explanation, names: Sequence[str]) -> None:
+        self.explanation, self.names = explanation, names
+        self.kind = explanation.kind.value
+        self._places, self._limit = kept(explanation.importance)
         self._is_listed = set(self._places.tolist())
 
     def features(self) -> list[str]:

@@ -32,6 +32,8 @@ class Phases:
 def draw_phases(study: Study, *, n_learn: int, n_evaluate: int, mistakes: float, seed: int) -> Phases:
     """Draw the texts of both phases, each balanced over predicted classes among right and among wrong predictions.
 
+    A text that is there more than once is drawn as one: who copies what an example was said to be would be right.
+
     Arguments:
         study: without labels all its texts count as one group.
         n_learn: texts of the learning phase.
@@ -40,22 +42,23 @@ def draw_phases(study: Study, *, n_learn: int, n_evaluate: int, mistakes: float,
         seed: of the draw.
 
     Raises:
-        InputError: there are fewer texts than both phases need.
+        InputError: there are fewer different texts than both phases need.
 
     Source: Poché et al. 2025 (ConSim), where the halves of one balanced draw need not be balanced themselves.
     """
-    if n_learn + n_evaluate > len(study.samples):
+    places = study.distinct
+    if n_learn + n_evaluate > len(places):
         raise InputError(
-            f"{n_learn} texts to learn from and {n_evaluate} to predict are more than the {len(study.samples)} that "
-            "there are; give more texts or lower n_learn and n_evaluate"
+            f"{n_learn} texts to learn from and {n_evaluate} to predict are more than the {len(places)} different "
+            "ones that there are; give more texts or lower n_learn and n_evaluate"
         )
     draw = _Draw(study, np.random.default_rng(seed))
     sizes = (n_learn, n_evaluate)
     if not study.is_labelled:
-        draw.take(range(len(study.samples)), sizes, "")
+        draw.take(places, sizes, "")
     else:
-        wrong = [i for i, sample in enumerate(study.samples) if sample.prediction != sample.label]
-        right = [i for i, sample in enumerate(study.samples) if sample.prediction == sample.label]
+        wrong = [i for i in places if study.samples[i].prediction != study.samples[i].label]
+        right = [i for i in places if study.samples[i].prediction == study.samples[i].label]
         of_wrong = draw.shares(len(right), len(wrong), sizes, mistakes)
         draw.take(wrong, of_wrong, "wrongly predicted ")
         draw.take(right, (n_learn - of_wrong[0], n_evaluate - of_wrong[1]), "rightly predicted ")

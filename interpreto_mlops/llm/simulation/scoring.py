@@ -162,9 +162,14 @@ def _notes(study: Study, drawn: Mapping[int, Phases], asked: Sequence[Setting]) 
     if not study.is_labelled:
         notes.append("the right classes are not known, so the texts are not balanced over right and wrong predictions")
     if any(setting.explains for setting in asked):
-        places, limit = kept(study.explanation.importance)
-        if not len(places):
+        limits = {kept(study.told(phases.evaluate).importance)[1] for phases in drawn.values()}
+        if float("inf") in limits:
             notes.append("no importance differs from 0, so the explanation says nothing")
-        elif limit < WEAK:
+        elif (limit := min(limits)) < WEAK:
             notes.append(f"no importance has a share above {WEAK}, so those above {limit:g} are told")
+    if len(study.distinct) < len(study.samples):
+        notes.append(
+            f"{len(study.samples) - len(study.distinct)} of the {len(study.samples)} texts repeat another one and are "
+            "not drawn"
+        )
     return tuple(dict.fromkeys(notes))

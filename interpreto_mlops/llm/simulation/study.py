@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -45,11 +46,14 @@ class Explanation:
         features: all of them; local explanations refer to them by their place here.
         importance: of each for each class, shape (classes, features), Σ |importance| = 1 in each class; a row of NaN
             for a class that nothing is known of. `normalised` makes it so.
+        without: where the importance is made from the texts of the study themselves, what it is without those at some
+            places, shape (classes, features); None where it is of other texts.
     """
 
     kind: FeatureKind
     features: tuple[Feature, ...]
     importance: Floats
+    without: Callable[[Collection[int]], Floats] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.importance.ndim != 2 or self.importance.shape[1] != len(self.features):
@@ -135,3 +139,27 @@ class Study:
     def is_labelled(self) -> bool:
         """Whether the right classes are known."""
         return bool(self.samples) and self.samples[0].label is not None
+
+    @cached_property
+    def distinct(self) -> tuple[int, ...]:
+        """The places of the texts that say something else than those before them, white space aside."""
+        return tuple(places[0] for places in self._same.values())
+
+    @cached_property
+    def _same(self) -> Mapping[str, Sequence[int]]:
+        """The places of each text, by its words."""
+        places: dict[str, list[int]] = {}
+        for place, sample in enumerate(self.samples):
+            places.setdefault(" ".join(sample.text.split()), []).append(place)
+        return places
+
+    def told(self, asked: Sequence[int]) -> Explanation:
+        """Return the explanation as it is told where some texts are asked for: their predictions have no part in it.
+
+        Arguments:
+            asked: the places of those texts; others that say the same are left out, too.
+        """
+        if self.explanation.without is None:
+            return self.explanation
+        same = (self._same[" ".join(self.samples[place].text.split())] for place in asked)
+        return replace(self.explanation, importance=self.explanation.without({p for each in same for p in each}))
