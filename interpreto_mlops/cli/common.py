@@ -65,9 +65,9 @@ def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
 
 def this_command() -> str:
     """Return the command line that is being run, for the record: without the credentials in its addresses."""
-    from interpreto_mlops.tracking.addresses import redact
+    from interpreto_mlops.text.redaction import redact_value
 
-    return shlex.join(["interpreto-mlops", *map(redact, sys.argv[1:])])
+    return shlex.join(["interpreto-mlops", *map(redact_value, sys.argv[1:])])
 
 
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print nothing but errors.")

@@ -22,6 +22,7 @@ from requests.exceptions import RequestException
 from interpreto_mlops.errors import InputError, InterpretoError
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.hiding import texts_are_hidden
+from interpreto_mlops.text.redaction import redact_value
 from interpreto_mlops.tracking import _mlflow_private, schema
 from interpreto_mlops.tracking.addresses import first_line, redact
 from interpreto_mlops.tracking.batching import Batch
@@ -281,7 +282,7 @@ class RunLog:
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
         """Write `recipe.yaml`, from which the run can be repeated."""
-        self.dict(schema.RECIPE, json.loads(redact(json.dumps(dict(recipe)))))
+        self.dict(schema.RECIPE, redact_value(dict(recipe)))
 
     def seal(self) -> None:
         """Write the sha256 of every artifact written here into `manifest.json`; tags hold its own and the tables.

@@ -82,7 +82,7 @@ class Asked(BaseModel):
         if kind not in BACK_ENDS:
             raise UnknownNameError("language model's back end", kind, BACK_ENDS)
         if kind != "openai" and self.base_url is not None:
-            raise InputError(f"{self.model!r} has no address to be asked at; leave out base_url {self.base_url!r}")
+            raise InputError(f"{self.model!r} has no address to be asked at; leave out base_url")
         if kind == "openai" and self.max_cost is not None and self.price is None:
             raise InputError(f"to spend at most {self.max_cost!r} the price of the tokens must be known: give price")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,9 @@ from interpreto_mlops.text.datasets import read_table
 
 HUMAN = "human"
 
-_LONGEST = 120
+_LONGEST, _LONGEST_EXPLANATION = 120, 1000
+# Spreadsheets write whole numbers as 3.0 where a cell of the column is empty.
+_NUMBER = re.compile(r"(\d{1,9})(?:\.0+)?")
 
 
 def read_names(path: str | Path, n_concepts: int, by: str = "") -> dict[int, Label]:
@@ -25,7 +28,8 @@ def read_names(path: str | Path, n_concepts: int, by: str = "") -> dict[int, Lab
 
     Raises:
         DataError: a file that cannot be read, a concept that there is not or that is named twice, or a name that is
-            empty, longer than 120 characters or of several lines.
+            empty, longer than 120 characters or of several lines, or an explanation that is longer than 1000 or holds
+            control characters.
     """
     table = read_table(path)
     for column in ("concept", "label"):
@@ -33,18 +37,17 @@ def read_names(path: str | Path, n_concepts: int, by: str = "") -> dict[int, Lab
             raise DataError(f"{str(path)!r} has no column {column!r}; it has {', '.join(map(repr, table.columns))}")
     names: dict[int, Label] = {}
     for row, line in enumerate(table.to_dict("records"), 1):
-        concept = _concept(line["concept"], n_concepts, f"row {row} of {str(path)!r}")
+        where = f"row {row} of {str(path)!r}"
+        concept = _concept(line["concept"], n_concepts, where)
         if concept in names:
-            raise DataError(f"row {row} of {str(path)!r} names concept {concept} a second time")
-        explanation = line.get("explanation")
-        said = "" if explanation is None or pd.isna(explanation) else " ".join(str(explanation).split())
-        names[concept] = Label(_name(line["label"], f"row {row} of {str(path)!r}"), HUMAN, by, said)
+            raise DataError(f"{where} names concept {concept} a second time")
+        names[concept] = Label(_name(line["label"], where), HUMAN, by, _explanation(line.get("explanation"), where))
     return names
 
 
 def _concept(value: object, n_concepts: int, where: str) -> int:
-    text = str(value).strip()
-    number = int(float(text)) if text.replace(".0", "").isdecimal() else -1
+    found = _NUMBER.fullmatch(str(value).strip())
+    number = int(found[1]) if found else -1
     if not 0 <= number < n_concepts:
         raise DataError(f"{where} names the concept {value!r}; they are 0 to {n_concepts - 1}")
     return number
@@ -55,3 +58,13 @@ def _name(value: object, where: str) -> str:
     if not name or len(name) > _LONGEST or not name.isprintable():
         raise DataError(f"{where} has the label {name[:_LONGEST]!r}; it must be one line of 1 to {_LONGEST} characters")
     return name
+
+
+def _explanation(value: object, where: str) -> str:
+    said = "" if value is None or (isinstance(value, float) and pd.isna(value)) else " ".join(str(value).split())
+    if len(said) > _LONGEST_EXPLANATION or not said.isprintable():
+        raise DataError(
+            f"{where} has the explanation {said[:_LONGEST]!r}; it must be at most {_LONGEST_EXPLANATION} characters "
+            "that can be printed"
+        )
+    return said

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from interpreto_mlops.cli.common import this_command
 from interpreto_mlops.concepts import ModelWithSplitPoints, TopKSAEConcepts, top_words
 from interpreto_mlops.errors import DataError, InputError, IntegrityError, LanguageModelError, UnknownNameError
 from interpreto_mlops.llm import Prompt
@@ -200,6 +201,11 @@ class TestNames:
             ({"concept": [1], "label": [""]}, "must be one line of 1 to 120 characters"),
             ({"concept": [1], "label": ["a\nb"]}, "must be one line of 1 to 120 characters"),
             ({"concept": [1], "name": ["x"]}, "has no column 'label'"),
+            ({"concept": ["1.05"], "label": ["x"]}, "names the concept '1.05'"),
+            ({"concept": ["1.0.0"], "label": ["x"]}, "names the concept '1.0.0'"),
+            ({"concept": ["9" * 400], "label": ["x"]}, "they are 0 to 5"),
+            ({"concept": [1], "label": ["x"], "explanation": ["\x1b[31mred"]}, "characters that can be printed"),
+            ({"concept": [1], "label": ["x"], "explanation": ["a" * 1001]}, "at most 1000 characters"),
         ],
     )
     def test_of_people_that_cannot_be_taken_leave_nothing_registered(self, asked, database, tmp_path, rows, message):
@@ -264,6 +270,27 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(asked, datab
     with pytest.raises(error):
         named(asked(**change))
     assert len(runs_of(database)) == before
+
+
+def test_an_error_does_not_repeat_the_password_of_an_address(asked):
+    with pytest.raises(InputError, match="has no address") as caught:
+        named(asked(llm={"model": "local:x", "base_url": "http://ada:hunter2@localhost/v1"}))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("password", ["it's-zebrafish", 'a"zebrafish', "a zebrafish", "a@zebrafish"])
+def test_a_password_in_an_address_is_in_no_file(asked, database, scripted_server, tmp_path, monkeypatch, password):
+    recipe = asked(scripted_server(namer))
+    recipe["llm"]["base_url"] = recipe["llm"]["base_url"].replace("://", f"://ada:{password}@")
+    monkeypatch.setattr("sys.argv", ["interpreto-mlops", "label", "x", "--base-url", recipe["llm"]["base_url"]])
+    done = label(parse_recipe(recipe), command=this_command())
+    store = connect(database, "meaning")
+    folder = Path(store.client.download_artifacts(done.run_id, "", str(tmp_path / "run")))
+    assert "://***@127.0.0.1" in (folder / "recipe.yaml").read_text()
+    assert "://***@127.0.0.1" in store.client.get_run(done.run_id).data.tags["interpreto.command"]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    files += [file for file in Path(database.removeprefix("sqlite:///")).parent.rglob("*") if file.is_file()]
+    assert [file for file in files if b"zebrafish" in file.read_bytes()] == []
 
 
 def artifact(store: Any, run_id: str, path: str) -> dict[str, Any]:
