@@ -30,6 +30,8 @@ from interpreto_mlops.models.targets import check_texts, label_id
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 
+NAME = "consim"
+
 _WORDS = 5
 
 
@@ -95,7 +97,7 @@ def consim(
         token_budget=token_budget,
         allow_mismatch=allow_mismatch,
     )
-    return simulation.run(study, questioner)
+    return simulation.run(study, questioner, name=NAME)
 
 
 def concept_study(

@@ -5,24 +5,27 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from interpreto_mlops.attributions import AttributionSet, simulatability
-from interpreto_mlops.concepts import ConceptDictionary, consim, top_words
-from interpreto_mlops.errors import DataError, InputError, LanguageModelError
+from mlflow.entities import Run
+
+from interpreto_mlops.attributions import AttributionSet, attribution_study
+from interpreto_mlops.attributions.simulation import NAME as ATTRIBUTIONS
+from interpreto_mlops.concepts import ConceptDictionary, concept_study, top_words
+from interpreto_mlops.concepts.simulation import NAME as CONSIM
+from interpreto_mlops.errors import DataError, InputError, ModelLoadError
 from interpreto_mlops.llm import Estimate, Questioner
-from interpreto_mlops.llm.simulation import SimulationResult
+from interpreto_mlops.llm.simulation import Simulation, SimulationResult, Study
 from interpreto_mlops.text.datasets import TextDataset, load_dataset
 from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.tracking import schema
+from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.reading import read_explanations
 from interpreto_mlops.tracking.runs import run
 from interpreto_mlops.tracking.simulation_evidence import write_simulation
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.workflows.asking import (
-    Estimating,
     question_costs,
     questioner,
     totals_line,
@@ -62,14 +65,16 @@ class _Explained:
         uri: of the dictionary or of the run, pinned.
         tags, params: of the run that is written.
         model_id: of the logged dictionary, or None.
-        ask: asks the reader about each explanation.
+        studies: what the reader is asked about, by what explained.
+        score: the name of the score.
     """
 
     uri: str
     tags: dict[str, str | None]
     params: dict[str, Any]
     model_id: str | None
-    ask: Any
+    studies: Mapping[str, Study]
+    score: str
 
 
 def simulate(
@@ -91,22 +96,19 @@ def simulate(
     with hiding_texts(recipe.hide_texts):
         texts_are_hidden()  # What the environment says of it must be readable.
         recipe.check()
+        simulation = Simulation(**recipe.simulation)
         store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
         texts = _texts(recipe)
-        explained = (_run if _RUN.match(recipe.subject) else _dictionary)(store, recipe, texts, console)
         asker = questioner(recipe.llm, console, estimate_only=estimate_only)
-        if isinstance(asker, Estimating):
-            return Simulated(store, estimate=_counted(explained, asker))
+        explained = (_run if _RUN.match(recipe.subject) else _dictionary)(store, recipe, texts, console)
+        # What cannot be asked is refused here, before a run begins.
+        prompts = [each for study in explained.studies.values() for each in simulation.prompts(study)]
+        if estimate_only:
+            return Simulated(store, estimate=asker.estimate(prompts))
         with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
             done = _carry_out(store, recipe, texts, explained, asker, command, console)
             take_over(keeper, console, [(done.run_id, None)])
         return done
-
-
-def _counted(explained: _Explained, asker: Estimating) -> Estimate:
-    with suppress(LanguageModelError):  # nothing is asked, so nothing is answered
-        explained.ask(asker)
-    return asker.counted()
 
 
 def _texts(recipe: ConsimRecipe) -> TextDataset | None:
@@ -124,10 +126,8 @@ def _dictionary(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, c
         subject = studied(store, recipe.subject, base_model=recipe.base_model)
     dictionary = _readable(subject, texts, console)
 
-    def ask(asker: Questioner) -> dict[str, SimulationResult]:
-        found = consim(subject.split, dictionary, texts, asker, method=recipe.importance, **recipe.simulation)
-        return {dictionary.name: found}
-
+    with console.stage("explanation"):
+        study = concept_study(subject.split, dictionary, texts, method=recipe.importance)
     base = subject.model
     tags = {
         schema.TAG_MODEL_URI: base.uri,
@@ -137,7 +137,7 @@ def _dictionary(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, c
         schema.TAG_METHOD: dictionary.name,
     }
     params = {"model": base.name, "task": base.task, "method": dictionary.name, "layer": subject.layer}
-    return _Explained(subject.found.uri, tags, params, subject.found.model_id, ask)
+    return _Explained(subject.found.uri, tags, params, subject.found.model_id, {dictionary.name: study}, CONSIM)
 
 
 def _readable(subject: Studied, texts: TextDataset, console: Console) -> ConceptDictionary:
@@ -160,34 +160,53 @@ def _run(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, console:
     parts = read_explanations(store, run_id)
     if not parts:
         raise DataError(f"the run {run_id!r} holds no attributions")
-    labels = _labels_of(parts[0].explanations, texts)
-
-    def ask(asker: Questioner) -> dict[str, SimulationResult]:
-        given = {"labels": labels, "n_words": recipe.n_words, **recipe.simulation}
-        return {each.label: simulatability(each.explanations, asker, **given) for each in parts}
-
+    studies, classes = {}, _classes_of(store, source, recipe)
+    for each in parts:
+        labels = _labels_of(each.explanations, texts)
+        studies[each.label] = attribution_study(
+            each.explanations, classes=classes, labels=labels, n_words=recipe.n_words
+        )
     named = (schema.TAG_MODEL_URI, schema.TAG_MODEL_FINGERPRINT, schema.TAG_MODEL_ID)
     tags = {name: source.data.tags.get(name) for name in named}
     params = {name: source.data.params.get(name) for name in ("model", "task", "method")}
-    return _Explained(recipe.subject, {**tags, schema.TAG_SOURCE_RUN: run_id}, params, None, ask)
+    return _Explained(recipe.subject, {**tags, schema.TAG_SOURCE_RUN: run_id}, params, None, studies, ATTRIBUTIONS)
+
+
+def _classes_of(store: Store, source: Run, recipe: ConsimRecipe) -> tuple[str, ...] | None:
+    """Return all classes of the explained model, or None where it is gone: then those that it says are all known."""
+    uri = recipe.base_model or source.data.tags.get(schema.TAG_MODEL_URI)
+    if uri is None:
+        return None
+    try:
+        return tuple(load_model(uri, store=store).labels) or None
+    except ModelLoadError:
+        if recipe.base_model is not None:
+            raise
+        return None
 
 
 def _labels_of(explanations: AttributionSet, texts: TextDataset | None) -> list[str] | None:
-    """Return the right class of each explained text, where the texts with their labels are given.
+    """Return the right class of each explained text, where the texts are given with labels.
 
     Raises:
         InputError: texts that are not those that were explained.
     """
-    if texts is None or texts.labels is None:
+    if texts is None or any(item.is_hidden for item in explanations):
         return None
-    known = dict(zip(texts.texts, texts.labels, strict=True))
-    missing = [item.index for item in explanations if item.text not in known]
+    places: dict[str, list[int]] = {}
+    for place, text in enumerate(texts.texts):
+        places.setdefault(text, []).append(place)
+    missing = [item.index for item in explanations if item.text not in places]
     if missing:
         raise InputError(
             f"{len(missing)} of the {len(explanations)} explained texts are not among those of {texts.name!r}, the "
             f"first is number {missing[0]}; give the data that the run explained"
         )
-    return [known[item.text] for item in explanations]
+    if texts.labels is None:
+        return None
+    # A text that is there several times may have several labels: its own is that of its place.
+    own = [item.index if item.index in places[item.text] else places[item.text][0] for item in explanations]
+    return [texts.labels[place] for place in own]
 
 
 def _carry_out(
@@ -213,7 +232,11 @@ def _carry_out(
         trace_into(log, recipe.llm, asker)
         with console.stage("simulation"):
             try:
-                results = explained.ask(asker)
+                simulation = Simulation(**recipe.simulation)
+                results = {
+                    name: simulation.run(study, asker, name=explained.score)
+                    for name, study in explained.studies.items()
+                }
             finally:
                 console.say(f"  {totals_line(asker)}")
         if texts is not None:

@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
+from interpreto_mlops.attributions import Occlusion, Saliency
 from interpreto_mlops.cli.common import this_command
 from interpreto_mlops.concepts import ModelWithSplitPoints, TopKSAEConcepts, top_words
 from interpreto_mlops.errors import DataError, InputError, IntegrityError, LanguageModelError, UnknownNameError
 from interpreto_mlops.llm import Prompt
 from interpreto_mlops.models.loading import load_model
 from interpreto_mlops.text.datasets import load_dataset
+from interpreto_mlops.tracking.attribution_evidence import write_attributions
 from interpreto_mlops.tracking.concept_evidence import register_dictionary, write_dictionary
 from interpreto_mlops.tracking.dictionary_flavor import load_dictionary
 from interpreto_mlops.tracking.lineage import lineage
@@ -365,6 +367,68 @@ class TestSimulatability:
         found = connect(database, "meaning").client.get_run(done.run_id)
         assert found.data.tags["interpreto.source_run"] == cell.run_id
         assert "simulatability/attributions" in found.data.metrics
+
+    @pytest.fixture
+    def explained(self, database, model_folder, data_file) -> str:
+        """The address of a run of two attribution methods."""
+        store = connect(database, "meaning")
+        model = load_model(str(model_folder))
+        texts = load_dataset(data_file, text_column="review").texts
+        with run(store, kind="attributions", name="two") as log:
+            for name, method in (("saliency", Saliency(model)), ("occlusion", Occlusion(model))):
+                folder = method(texts).save(Path(str(data_file)).parent / "explained" / name)
+                log.folder(folder, f"attributions/{name}")
+        return f"runs:/{log.run_id}"
+
+    def test_of_several_methods_is_estimated_and_scored_for_each(self, simulation, explained, scripted_server):
+        server = scripted_server(guesser)
+        recipe = {**simulation(server, subject=explained), "label_column": None}
+        assert simulated(recipe, estimate_only=True).estimate.questions == 2 * 6 * 5
+        done = simulated(recipe)
+        assert sorted(done.results) == ["occlusion", "saliency"]
+        # What is asked without an explanation is the same for both.
+        assert len(server.requests) == 2 * 6 * 5 - 2 * 5
+
+    def test_other_texts_than_those_explained_are_refused(
+        self, simulation, explained, database, scripted_server, tmp_path
+    ):
+        other = tmp_path / "other.csv"
+        pd.DataFrame({"review": ["something else"] * 60}).to_csv(other, index=False)
+        server, before = scripted_server(guesser), len(runs_of(database))
+        with pytest.raises(InputError, match="are not among those of"):
+            simulated({**simulation(server, subject=explained, data=str(other)), "label_column": None})
+        assert len(runs_of(database)) == before
+
+    def test_a_text_that_is_there_twice_has_the_label_of_its_place(
+        self, simulation, database, model_folder, scripted_server, tmp_path
+    ):
+        file = tmp_path / "twice.csv"
+        model = load_model(str(model_folder))
+        texts = ["awful soup", "never again", "this is a fine place"] * 20
+        names = [model.labels[i // 20] for i in range(60)]
+        pd.DataFrame({"review": texts, "stars": names}).to_csv(file, index=False)
+        with run(connect(database, "meaning"), kind="attributions", name="twice") as log:
+            write_attributions(log, Saliency(model)(texts), model=model, draw=False)
+        sizes = {"n_learn": 1, "n_evaluate": 1, "settings": ["L1"]}
+        server = scripted_server(guesser)
+        done = simulated(simulation(server, subject=f"runs:/{log.run_id}", data=str(file), **sizes))
+        ((_, result),) = done.results.items()
+        # The first of the same texts are drawn, and all of those have the first class.
+        assert set(result.samples["label"]) == {0}
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({}, "unknown class '1'; known: 'LABEL_0'"),  # the data's labels are no classes of the model
+            ({"label_column": None, "n_learn": 60}, "more than the 60 different ones"),
+        ],
+    )
+    def test_what_cannot_be_simulated_leaves_no_run(self, simulation, database, scripted_server, change, message):
+        server, before = scripted_server(guesser), len(runs_of(database))
+        with pytest.raises(InputError, match=message):
+            simulated(simulation(server, **change))
+        assert len(runs_of(database)) == before
+        assert server.requests == []
 
     def test_an_estimate_asks_nothing(self, simulation, database, scripted_server):
         server = scripted_server(guesser)
