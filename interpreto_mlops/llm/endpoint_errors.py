@@ -14,7 +14,7 @@ from interpreto_mlops.text.hiding import texts_are_hidden
 from interpreto_mlops.text.redaction import redact
 from interpreto_mlops.text.terminal import one_line
 
-_MOST_SHOWN = 200
+_MOST_SHOWN, _MOST_READ = 200, 4000
 _QUOTE = 16
 _COMPLAINT = re.compile(
     r"unsupported|not (?:\w+ )?support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|not available|"
@@ -101,7 +101,8 @@ def _message(error: Any) -> str:
     body = error.body
     if isinstance(body, Mapping):
         body = next((body[name] for name in ("message", "detail", "error") if body.get(name)), body)
-    return str(body or "")
+    # More is not shown, and a search in megabytes of it takes minutes.
+    return str(body or "")[:_MOST_READ]
 
 
 def _said(error: Any, prompt: Prompt, scrubbed: Callable[[str], str]) -> str:

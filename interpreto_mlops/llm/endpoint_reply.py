@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from interpreto_mlops.errors import LanguageModelError, RefusalError, TransientError
 from interpreto_mlops.llm.base import Answer, Prompt
 from interpreto_mlops.text.hiding import storable
+
+# An endpoint may say anything; what is no word of the protocol is not repeated.
+_FINISH = re.compile(r"[a-z_]{1,32}")
+_MOST_TOKENS = 10**9
 
 
 def read_reply(body: bytes, prompt: Prompt, about: str, count: Callable[[str], int]) -> Answer | LanguageModelError:
@@ -43,7 +48,8 @@ def _parts(reply: Any) -> tuple[Mapping[str, Any], str, Mapping[str, Any]]:
     usage = reply.get("usage")
     if not isinstance(message, Mapping):
         raise TypeError("a message is a mapping")
-    return message, str(choice.get("finish_reason") or "stop"), usage if isinstance(usage, Mapping) else {}
+    finish = str(choice.get("finish_reason") or "stop")
+    return message, finish if _FINISH.fullmatch(finish) else "unknown", usage if isinstance(usage, Mapping) else {}
 
 
 def _text(content: Any) -> str | None:
@@ -56,4 +62,5 @@ def _text(content: Any) -> str | None:
 
 def _tokens(usage: Mapping[str, Any], name: str, counted: Callable[[], int]) -> int:
     value = usage.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else counted()
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value <= _MOST_TOKENS else counted()

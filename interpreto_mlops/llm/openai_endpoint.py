@@ -16,6 +16,7 @@ from interpreto_mlops.errors import (
     InputError,
     LanguageModelError,
     MissingDependencyError,
+    RefusalError,
     TransientError,
 )
 from interpreto_mlops.llm.base import Answer, LanguageModel, Price, Prompt
@@ -30,6 +31,7 @@ HOSTED = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
 _LONG_KEY = 16
 _HIDDEN = "***"
+_MOST_BYTES = 32 * 2**20
 
 
 class OpenAIModel(LanguageModel):
@@ -122,19 +124,28 @@ class OpenAIModel(LanguageModel):
             return TransientError(f"{self._about} gave no whole answer within {self.timeout:g} seconds")
         except (self._openai.OpenAIError, self._http.HTTPError) as error:
             return transient(error, self._about)
+        if len(body) > _MOST_BYTES:
+            return RefusalError(f"{self._about} sent more than {_MOST_BYTES // 2**20} MiB, which is no answer")
         found = read_reply(body, prompt, self._about, self.count_tokens)
         if isinstance(found, Answer):
             return Answer(self._without_keys(found.text), found.prompt_tokens, found.answer_tokens, found.finish)
         return found
 
     def _body(self, arguments: Mapping[str, Any]) -> bytes:
-        """Return the body of the answer; a server that sends it byte by byte has no more time than others."""
+        """Return the body of the answer, as far as it could be one.
+
+        A server that sends it byte by byte has no more time than others, and one that does not stop is not heard out.
+        """
         end = time.monotonic() + self.timeout
         parts: list[bytes] = []
+        size = 0
         create = self._client.chat.completions.with_streaming_response.create
         with create(**arguments, extra_headers=self._extra) as response:
             for part in response.iter_bytes():
                 parts.append(part)
+                size += len(part)
+                if size > _MOST_BYTES:
+                    break
                 if time.monotonic() > end:
                     raise self._http.TimeoutException("the answer takes too long")
         return b"".join(parts)

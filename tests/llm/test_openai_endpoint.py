@@ -18,7 +18,7 @@ from interpreto_mlops.errors import (
     TransientError,
     UnusableModelError,
 )
-from interpreto_mlops.llm import Answer, OpenAIModel, Price, Prompt
+from interpreto_mlops.llm import Answer, OpenAIModel, Price, Prompt, Questioner
 from interpreto_mlops.text.hiding import hiding_texts
 from tests.llm.scripted_server import Reply, Request, ScriptedServer, failure, half, hanging, too_many
 
@@ -87,6 +87,25 @@ class TestAnswers:
 
     def test_characters_that_cannot_be_kept_are_replaced(self, scripted_server: Factory) -> None:
         assert ask(scripted_server(Reply("a\ud800b\0"))).text == "a?b\ufffd"
+
+    @pytest.mark.parametrize("tokens", [10**400, 10**12, -1])
+    def test_numbers_of_tokens_that_cannot_be_are_counted(self, scripted_server: Factory, tokens: int) -> None:
+        server = scripted_server(Reply("four words are here", prompt_tokens=tokens, answer_tokens=tokens))
+        model = OpenAIModel("small", base_url=server.base_url, price=Price(1.0, 2.0))
+        asker = Questioner(model, retries=0)
+        (found,) = asker.ask([Prompt("12345678", "1234")])
+        assert found == Answer("four words are here", 3, 5)
+        assert asker.totals.cost == pytest.approx(13e-6)
+
+    @pytest.mark.parametrize("finish", ["What is soup?", "x" * 10_000, "\x1b[31mstop", "sk-" + KEY])
+    def test_why_it_ended_is_a_word_or_unknown(self, scripted_server: Factory, finish: str) -> None:
+        assert ask(scripted_server(Reply("food", finish=finish))).finish == "unknown"
+        assert str(error_of(scripted_server(Reply(None, finish=finish)))).endswith("gives no text (finish 'unknown')")
+
+    def test_an_answer_without_end_is_not_kept_in_memory(self, scripted_server: Factory) -> None:
+        error = error_of(scripted_server(Reply("x" * 40_000_000)))
+        assert isinstance(error, RefusalError)
+        assert "more than 32 MiB" in str(error)
 
     def test_a_refusal_is_one(self, scripted_server: Factory) -> None:
         for reply in (Reply(None, refusal="I will not"), Reply("", finish="content_filter"), Reply(None)):
