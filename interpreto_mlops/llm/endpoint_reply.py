@@ -62,5 +62,6 @@ def _text(content: Any) -> str | None:
 
 def _tokens(usage: Mapping[str, Any], name: str, counted: Callable[[], int]) -> int:
     value = usage.get(name)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 <= value <= _MOST_TOKENS else counted()
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_TOKENS:
+        return counted()
+    return value

@@ -9,6 +9,7 @@ from typing import Any
 
 from interpreto_mlops.concepts import (
     IMPORTANCE,
+    ActivationDensity,
     ActivationSet,
     ConceptDescription,
     ConceptDictionary,
@@ -19,10 +20,13 @@ from interpreto_mlops.concepts import (
     TopKInputs,
     VocabProj,
     concept_importance,
-    evaluate,
+    evaluate_effect,
+    evaluate_rows,
     top_words,
 )
+from interpreto_mlops.concepts.interpretation.llm_labels import WORD_ROWS
 from interpreto_mlops.concepts.interpretation_metrics import InterpretationScore, score_labels
+from interpreto_mlops.concepts.metrics import has_predictions
 from interpreto_mlops.errors import InputError, LanguageModelError
 from interpreto_mlops.llm import Estimate, Questioner
 from interpreto_mlops.text.datasets import TextDataset, load_dataset
@@ -173,7 +177,7 @@ def _carry_out(work: _Work) -> Labelled:
         descriptions, unlabelled = _named(work, before)
         scores = _scored(work, descriptions)
         dictionary = _with_names(subject.dictionary, descriptions)
-        metrics = evaluate(dictionary, work.scored_on)
+        metrics, density = _qualities(work, dictionary)
         for score in scores.values():
             metrics |= score.metrics
         with job.console.stage("tracking"):
@@ -183,6 +187,7 @@ def _carry_out(work: _Work) -> Labelled:
                 name=schema.slugify(f"{subject.layer}-{dictionary.name}-labels"),
                 metrics=metrics,
                 importance=_importance(work, dictionary),
+                density=density,
                 model=job.model,
                 dataset=work.held_out,
             )
@@ -237,7 +242,7 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
 
 
 def _unit(activations: ActivationSet) -> str | None:
-    return "word" if activations.granularity in ("token", "all_tokens", "word") else None
+    return "word" if activations.granularity in WORD_ROWS else None
 
 
 def _scored(work: _Work, descriptions: Sequence[ConceptDescription]) -> dict[str, InterpretationScore]:
@@ -259,6 +264,17 @@ def _scored(work: _Work, descriptions: Sequence[ConceptDescription]) -> dict[str
             shuffled=recipe.shuffled,
             seed=recipe.seed,
         )
+
+
+def _qualities(work: _Work, dictionary: ConceptDictionary) -> tuple[dict[str, float], ActivationDensity]:
+    """Return what the version that these names replace was scored by, on these texts, and how often concepts fire."""
+    found = evaluate_rows(dictionary, work.scored_on)
+    metrics = dict(found.metrics)
+    few = work.recipe.effect_texts
+    if few and has_predictions(work.job.model) and (dictionary.provenance.get("aggregation") or "mean") == "mean":
+        with work.job.console.stage("effect on the model"):
+            metrics |= evaluate_effect(work.subject.split, dictionary, work.held_out.head(few))
+    return metrics, found.density
 
 
 def _importance(work: _Work, dictionary: ConceptDictionary) -> ConceptImportance | None:

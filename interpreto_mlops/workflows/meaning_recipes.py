@@ -25,8 +25,8 @@ class LabelRecipe(StoreRecipe):
         dictionary: `models:/name@alias`, `models:/name/1`, `models:/m-…` or `runs:/<run id>/<name>`.
         base_model: where the model that it was learned from is, if it is no longer where the dictionary was told.
         llm: the language model that gives the names.
-        labels: a CSV, TSV, JSONL or Parquet file of names that people gave, instead: columns `concept`, `label`, and
-            `explanation` if there is one.
+        labels: a CSV, TSV, JSONL or Parquet file of names that people gave, instead, or to have the last word: columns
+            `concept`, `label`, and `explanation` if there is one.
         by: who gave them.
         concepts: the concepts to name; all by default.
         n_examples: what each concept is shown by: so many of its strongest words, or rows where those are more.
@@ -38,6 +38,7 @@ class LabelRecipe(StoreRecipe):
         shuffled: whether the names of other concepts are scored, too, which doubles the questions.
         holdout: the share of the texts that names are scored on and not made from.
         importance: how much each concept matters to the classes of a classifier, by registry name; None for none.
+        effect_texts: on how many of the held-out texts the model is run with the layer reconstructed; 0 for none.
         seed: of what is drawn.
         register_version: whether the dictionary with its new names becomes the next version of its registered model.
         name: of the registered model, for a dictionary that has none.
@@ -59,6 +60,7 @@ class LabelRecipe(StoreRecipe):
     shuffled: bool = True
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     importance: str | None = "gradient_x_activation"
+    effect_texts: Annotated[int, Field(ge=0)] = 200
     seed: Annotated[int, Field(ge=0)] = 0
     register_version: bool = True
     name: str | None = None
@@ -67,7 +69,7 @@ class LabelRecipe(StoreRecipe):
         """Refuse what cannot be asked, before anything runs.
 
         Raises:
-            InputError: neither or both of a language model and names, or metrics that nobody can be asked for.
+            InputError: neither a language model nor names.
             UnknownNameError: a metric or an option that there is not.
         """
         if self.llm is None and self.labels is None:

@@ -12,7 +12,8 @@ from mlflow.entities import Run
 
 from interpreto_mlops.attributions import AttributionSet, attribution_study
 from interpreto_mlops.attributions.simulation import NAME as ATTRIBUTIONS
-from interpreto_mlops.concepts import ConceptDictionary, concept_study, top_words
+from interpreto_mlops.concepts import ConceptDictionary, TopKInputs, concept_study, top_words
+from interpreto_mlops.concepts.interpretation.llm_labels import WORD_ROWS
 from interpreto_mlops.concepts.simulation import NAME as CONSIM
 from interpreto_mlops.errors import DataError, InputError, ModelLoadError
 from interpreto_mlops.llm import Estimate, Questioner
@@ -124,10 +125,9 @@ def _dictionary(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, c
         raise InputError("concepts are simulated on texts: say which, by 'data'")
     with console.stage("model"):
         subject = studied(store, recipe.subject, base_model=recipe.base_model)
-    dictionary = _readable(subject, texts, console)
-
+    dictionary, opposed = _readable(subject, texts, console)
     with console.stage("explanation"):
-        study = concept_study(subject.split, dictionary, texts, method=recipe.importance)
+        study = concept_study(subject.split, dictionary, texts, opposed=opposed, method=recipe.importance)
     base = subject.model
     tags = {
         schema.TAG_MODEL_URI: base.uri,
@@ -140,15 +140,23 @@ def _dictionary(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, c
     return _Explained(subject.found.uri, tags, params, subject.found.model_id, {dictionary.name: study}, CONSIM)
 
 
-def _readable(subject: Studied, texts: TextDataset, console: Console) -> ConceptDictionary:
-    """Return the dictionary with names that can be read: of these texts where it has none."""
-    found = subject.dictionary.descriptions
-    if found is not None and not any(each.hidden_label is not None for each in found):
-        return subject.dictionary
-    dictionary = copy.copy(subject.dictionary)
+def _readable(subject: Studied, texts: TextDataset, console: Console) -> tuple[ConceptDictionary, dict[int, list[str]]]:
+    """Return the dictionary with names that can be read, and the words at the other end of signed concepts.
+
+    Both are of these texts where the dictionary has none. A concept that was given a name has no other end to show.
+    """
+    dictionary, told = copy.copy(subject.dictionary), subject.dictionary.descriptions
+    if told is not None and any(each.hidden_label is not None for each in told):
+        told = None
+    has_ends = dictionary.signed and dictionary.provenance.get("granularity", "token") in WORD_ROWS
+    if told is not None and not has_ends:
+        return dictionary, {}
     with console.stage("activations"):
-        dictionary.descriptions = top_words(dictionary, subject.activations(texts, progress=console.progress))
-    return dictionary
+        activations = subject.activations(texts, progress=console.progress)
+        dictionary.descriptions = top_words(dictionary, activations) if told is None else told
+        unnamed = [each.concept for each in dictionary.descriptions if each.given is None] if has_ends else []
+        ends = TopKInputs(k=5, unit="word", bottom=True)(dictionary, activations, concepts=unnamed) if unnamed else ()
+    return dictionary, {each.concept: [example.word.lower() for example in each.examples] for each in ends}
 
 
 def _run(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, console: Console) -> _Explained:

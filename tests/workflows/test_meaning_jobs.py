@@ -15,7 +15,14 @@ from mlflow import MlflowClient
 
 from interpreto_mlops.attributions import Occlusion, Saliency
 from interpreto_mlops.cli.common import this_command
-from interpreto_mlops.concepts import ModelWithSplitPoints, TopKSAEConcepts, top_words
+from interpreto_mlops.concepts import (
+    Label,
+    ModelWithSplitPoints,
+    PCAConcepts,
+    TopKInputs,
+    TopKSAEConcepts,
+    top_words,
+)
 from interpreto_mlops.errors import DataError, InputError, IntegrityError, LanguageModelError, UnknownNameError
 from interpreto_mlops.llm import Prompt
 from interpreto_mlops.models.loading import load_model
@@ -34,7 +41,7 @@ from interpreto_mlops.workflows.recipes import parse_recipe
 from interpreto_mlops.workflows.running import carry_out
 from interpreto_mlops.workflows.simulating import Simulated, simulate
 from tests.concepts.planted_words import WordJudge
-from tests.llm.readers import answer_text, at_random
+from tests.llm.readers import answer_text, at_random, read_sections
 from tests.llm.scripted_server import Reply, Request, ScriptedServer
 
 Factory = Callable[..., ScriptedServer]
@@ -130,7 +137,10 @@ class TestNames:
         score = done.scores["interpretation/detection"]
         assert found.data.metrics["interpretation/detection"] == pytest.approx(score.mean)
         assert found.data.metrics["interpretation/detection_shuffled"] == pytest.approx(score.shuffled_mean)
-        assert "reconstruction/r2" in found.data.metrics
+        assert {"reconstruction/r2", "effect/agreement"} <= found.data.metrics.keys()
+        assert "concepts/density.parquet" in {
+            each.path for each in store.client.list_artifacts(done.run_id, "concepts")
+        }
         assert found.data.metrics["cost/questions_asked"] == len(server.requests)
         assert found.data.metrics["cost/tokens_read"] == 100 * len(server.requests)
         assert found.data.metrics["cost/price"] == pytest.approx(120e-6 * len(server.requests))
@@ -429,6 +439,31 @@ class TestSimulatability:
             simulated(simulation(server, **change))
         assert len(runs_of(database)) == before
         assert server.requests == []
+
+    def test_of_signed_concepts_shows_the_words_of_both_ends(
+        self, simulation, database, model_folder, data_file, scripted_server
+    ):
+        store = connect(database, "meaning")
+        split = ModelWithSplitPoints(load_model(str(model_folder)), [0])
+        rows = split.get_activations(load_dataset(data_file, text_column="review"), progress=False)[0]
+        dictionary = PCAConcepts(n_concepts=4).fit(rows, progress=False)
+        dictionary.descriptions = [
+            each.named(Label("a name", "human")) if each.concept == 0 else each for each in top_words(dictionary, rows)
+        ]
+        with run(store, kind="concepts", name="pca") as log:
+            version = register_dictionary(store, write_dictionary(log, dictionary, draw=False), dictionary)
+        server = scripted_server(guesser)
+        subject = f"models:/{version.name}/{version.version}"
+        simulated({**simulation(server, subject=subject, settings=["E1"]), "label_column": None})
+        weakest = {
+            each.concept: [example.word.lower() for example in each.examples]
+            for each in TopKInputs(k=5, unit="word", bottom=True)(dictionary, rows)
+        }
+        shown = read_sections(server.requests[0].user)["concepts"]
+        assert len(shown) > 1
+        for each in shown:
+            concept = int(each["id"].removeprefix("concept_"))
+            assert each.get("opposed") == (None if concept == 0 else weakest[concept])
 
     def test_an_estimate_asks_nothing(self, simulation, database, scripted_server):
         server = scripted_server(guesser)

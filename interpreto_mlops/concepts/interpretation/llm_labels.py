@@ -27,7 +27,8 @@ from interpreto_mlops.text.hiding import hidden, sha256_of
 LLM = "llm"
 
 _SILENT_TEXTS = 256
-_WORD_ROWS = ("token", "all_tokens", "word")
+WORD_ROWS = ("token", "all_tokens", "word")
+"""Granularities whose rows are in one word each."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ class LLMLabels(Interpretation[LabelledConcepts]):
 
     def _evidence(self, given: Given, activations: ActivationSet) -> tuple[dict[int, Evidence], dict[int, str]]:
         """Return what is shown of each concept that is asked about, and why others are not."""
-        chosen = self.inputs or TopKInputs(unit="word" if activations.granularity in _WORD_ROWS else None)
+        chosen = self.inputs or TopKInputs(unit="word" if activations.granularity in WORD_ROWS else None)
         unlabelled, asked = dict[int, str](), dict[int, Evidence]()
         for inputs in chosen.interpret(given):
             if inputs.dead:
