@@ -8,7 +8,7 @@ from typing import Any
 
 from interpreto_mlops.concepts import ActivationSet, ConceptDictionary, ModelWithSplitPoints
 from interpreto_mlops.concepts.belonging import place_of
-from interpreto_mlops.errors import InputError, TextWarning
+from interpreto_mlops.errors import InputError, ModelLoadError, TextWarning
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.tracking.dictionary_flavor import load_dictionary
@@ -74,7 +74,15 @@ def studied(store: Store, uri: str, *, base_model: str | None = None, **options:
     source = base_model or (said.get("model") or {}).get("uri")
     if source is None or not said.get("layer"):
         raise InputError(f"the dictionary {uri!r} does not say which model and layer it was learned from")
-    model = load_model(str(source), store=store, **options)
+    try:
+        model = load_model(str(source), store=store, **options)
+    except ModelLoadError as error:
+        if base_model is not None:
+            raise
+        raise ModelLoadError(
+            f"the model that the dictionary {uri!r} was learned from cannot be loaded: {error}; say where it is by "
+            "base_model"
+        ) from error
     split = ModelWithSplitPoints(model, split_points=[str(said["layer"])])
     place_of(split, dictionary)
     return Studied(found, dictionary, model, split)

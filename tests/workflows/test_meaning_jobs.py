@@ -23,7 +23,14 @@ from interpreto_mlops.concepts import (
     TopKSAEConcepts,
     top_words,
 )
-from interpreto_mlops.errors import DataError, InputError, IntegrityError, LanguageModelError, UnknownNameError
+from interpreto_mlops.errors import (
+    DataError,
+    InputError,
+    IntegrityError,
+    LanguageModelError,
+    ModelLoadError,
+    UnknownNameError,
+)
 from interpreto_mlops.llm import Prompt
 from interpreto_mlops.models.loading import load_model
 from interpreto_mlops.text.datasets import load_dataset
@@ -495,6 +502,24 @@ def test_another_base_model_is_refused(asked, scripted_server, tiny_model, tmp_p
     other.tokenizer.save_pretrained(folder)
     with pytest.raises(IntegrityError):
         named(asked(scripted_server(namer), base_model=str(folder)))
+
+
+def test_a_model_that_is_gone_can_be_named(asked, scripted_server, model_folder):
+    moved = model_folder.rename(model_folder.with_name("moved"))
+    with pytest.raises(ModelLoadError, match="say where it is by base_model"):
+        named(asked(scripted_server(namer)))
+    assert named(asked(scripted_server(namer), base_model=str(moved), metrics=[], options={})).version is not None
+
+
+def test_a_dictionary_without_a_registered_name_is_labelled_and_the_console_says_so(asked, database, scripted_server):
+    found = resolve(connect(database, "meaning"), asked()["dictionary"])
+    server, lines = scripted_server(namer), list[str]()
+    recipe = asked(server, dictionary=f"models:/{found.model_id}")
+    assert named(recipe, console=Console(write=lines.append)).version is None
+    text = "\n".join(lines)
+    assert "no version is registered" in text
+    # What is said of the cost is of the names and of their scores.
+    assert f"judge was asked {len(server.requests)} questions" in text
 
 
 def test_any_recipe_says_what_came_of_it(asked, scripted_server):
