@@ -47,6 +47,7 @@ LANGUAGE_MODEL = [
     click.option("--price", type=LIST, metavar="READ,WRITTEN", help="Of a million tokens."),
     click.option("--max-tokens", type=int, help="The most tokens that may be spent."),
     click.option("--max-cost", type=float, help="The most that may be spent, in the currency of --price."),
+    click.option("--answer-tokens", type=int, help="The most tokens of one answer; a model that thinks needs more."),
     click.option("--concurrency", type=int, help="The most questions at a time [default: 8]."),
     click.option("--timeout", type=float, help="Seconds that one call may take [default: 60]."),
     click.option("--answers", help="The folder where answers are kept [default: interpreto-runs/answers]."),

@@ -14,6 +14,7 @@ from interpreto_mlops.errors import DataError, InputError, LanguageModelError, R
 from interpreto_mlops.llm.base import Answer, LanguageModel, Price, Prompt
 from interpreto_mlops.llm.cache import write_whole
 from interpreto_mlops.text.hiding import sha256_of, texts_are_hidden
+from interpreto_mlops.text.terminal import one_line
 
 
 class _Question(BaseModel):
@@ -64,7 +65,7 @@ class RecordedAnswers(LanguageModel):
         text = _text(self.path)
         self._sha256 = sha256_of(text)
         self._answers: dict[str, Answer] = {}
-        names = dict.fromkeys(line.model for line in self._lines(text) if line.model is not None)
+        names = dict.fromkeys(one_line(line.model) for line in self._lines(text) if line.model is not None)
         self.name = name or (next(iter(names)) if len(names) == 1 else self.path.stem)
 
     def __repr__(self) -> str:

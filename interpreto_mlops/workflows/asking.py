@@ -25,6 +25,7 @@ from interpreto_mlops.llm import (
 )
 from interpreto_mlops.models.loading import load_model
 from interpreto_mlops.text.hiding import texts_are_hidden
+from interpreto_mlops.text.terminal import one_line
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.runs import RunLog
 from interpreto_mlops.tracking.tracing import traced
@@ -164,8 +165,8 @@ def totals_line(asker: Questioner) -> str:
     spent = asker.totals
     cost = "" if spent.cost is None else f", at a cost of {spent.cost:.4g}"
     return (
-        f"{asker.model.name} was asked {spent.asked} questions ({spent.cached} were answered already, {spent.failed} "
-        f"have no answer): {spent.prompt_tokens} tokens read, {spent.answer_tokens} written{cost}"
+        f"{one_line(asker.model.name)} was asked {spent.asked} questions ({spent.cached} were answered already, "
+        f"{spent.failed} have no answer): {spent.prompt_tokens} tokens read, {spent.answer_tokens} written{cost}"
     )
 
 

@@ -79,9 +79,14 @@ def _why_no_importance(job: Job, recipe: ConceptsRecipe) -> str | None:
         return f"the model {job.model.name!r} is neither a classifier nor a language model"
     if job.model.task == "generation" and not recipe.generate and recipe.target is None:
         return "a language model needs a target, or generation arguments, to say what its concepts matter to"
-    if recipe.aggregation not in _MOVABLE and recipe.granularity not in _SINGLE:
+    if not moves_tokens(recipe.granularity, recipe.aggregation):
         return f"rows that are the {recipe.aggregation!r} of their tokens do not say which token a concept moves"
     return None
+
+
+def moves_tokens(granularity: str, aggregation: str) -> bool:
+    """Return whether rows say which tokens a concept moves."""
+    return aggregation in _MOVABLE or granularity in _SINGLE
 
 
 def score(

@@ -46,14 +46,12 @@ from interpreto_mlops.workflows.asking import (
     write_questions,
 )
 from interpreto_mlops.workflows.cataloguing import catalogued, take_over
+from interpreto_mlops.workflows.concept_scores import moves_tokens
 from interpreto_mlops.workflows.given_names import read_names
 from interpreto_mlops.workflows.holdout import hold_out
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
 from interpreto_mlops.workflows.meaning_recipes import LabelRecipe
 from interpreto_mlops.workflows.studied import Studied, studied
-
-_ONE_TOKEN = ("token", "all_tokens", "cls")
-_MOVABLE = ("mean", "sum", "first", "last")
 
 
 @dataclass
@@ -232,6 +230,7 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
             n_silent=recipe.n_silent,
             vocab_proj=VocabProj() if "vocab_proj" in recipe.evidence else None,
             token_change=TokenChange() if "token_change" in recipe.evidence else None,
+            max_tokens=recipe.answer_tokens,
             seed=recipe.seed,
         )
         with console.stage("names"):
@@ -284,8 +283,8 @@ def _qualities(work: _Work, dictionary: ConceptDictionary) -> tuple[dict[str, fl
 def _importance(work: _Work, dictionary: ConceptDictionary) -> ConceptImportance | None:
     """Return how much the concepts matter to a classifier's classes, so that the version tells it as others do."""
     said = dictionary.provenance
-    single = said.get("granularity", "token") in _ONE_TOKEN or said.get("aggregation", "mean") in _MOVABLE
-    if work.recipe.importance is None or work.job.model.task != "classification" or not single:
+    movable = moves_tokens(said.get("granularity", "token"), said.get("aggregation") or "mean")
+    if work.recipe.importance is None or work.job.model.task != "classification" or not movable:
         return None
     with work.job.console.stage("concept importance"):
         return concept_importance(
@@ -309,6 +308,7 @@ def _configuration(work: _Work) -> dict[str, Any]:
         "concepts",
         "n_examples",
         "n_silent",
+        "answer_tokens",
         "evidence",
         "metrics",
         "options",

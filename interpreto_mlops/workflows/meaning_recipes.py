@@ -32,6 +32,7 @@ class LabelRecipe(StoreRecipe):
         n_examples: what each concept is shown by: so many of its strongest words, or rows where those are more.
         evidence: what else is shown: `vocab_proj` and `token_change`, where the model and the layer allow them.
         n_silent: texts on which a concept does not fire that are shown beside them.
+        answer_tokens: the most tokens of an answer with a name; a model that thinks first needs more.
         metrics: how the names are scored (`interpreto-mlops methods` lists the metrics); by questions, so none for
             names that people gave unless `llm` is there, too.
         options: of a metric by its name, such as `{detection: {n_active: 10}}`.
@@ -54,6 +55,7 @@ class LabelRecipe(StoreRecipe):
     concepts: list[Annotated[int, Field(ge=0)]] | None = None
     n_examples: Annotated[int, Field(ge=1)] = 10
     n_silent: Annotated[int, Field(ge=0)] = 5
+    answer_tokens: Annotated[int, Field(ge=1)] = 200
     evidence: list[Literal["vocab_proj", "token_change"]] = Field(default_factory=list)
     metrics: list[str] = Field(default=["detection"])
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -106,6 +108,8 @@ class ConsimRecipe(StoreRecipe):
         mistakes: the share of both that the model gets wrong, where the right classes are known.
         anonymous: whether classes are called `Class_1`, `Class_2`, ….
         answers: `lines`, or `json` for back ends that hold the model to a schema.
+        answer_tokens: the most tokens of an answer; by default what all lines need, several times. A model that thinks
+            first needs more.
         min_parsed: the share of answers that must be clear for a setting to have a score.
         n_words: of attributions, the most words of a class and of a text.
     """
@@ -123,6 +127,7 @@ class ConsimRecipe(StoreRecipe):
     mistakes: Annotated[float, Field(ge=0, le=1)] = 0.5
     anonymous: bool = False
     answers: Literal["lines", "json"] = "lines"
+    answer_tokens: Annotated[int, Field(ge=1)] | None = None
     min_parsed: Annotated[float, Field(ge=0, le=1)] = 0.8
     n_words: Annotated[int, Field(ge=1)] = 10
 
@@ -140,7 +145,8 @@ class ConsimRecipe(StoreRecipe):
     def simulation(self) -> dict[str, Any]:
         """The parameters of the simulation."""
         named = ("settings", "n_learn", "n_evaluate", "mistakes", "anonymous", "answers", "min_parsed")
-        return {**{name: getattr(self, name) for name in named}, "seeds": tuple(range(self.seeds))}
+        given = {name: getattr(self, name) for name in named}
+        return {**given, "seeds": tuple(range(self.seeds)), "max_tokens": self.answer_tokens}
 
 
 def _full(name: str) -> str:

@@ -70,7 +70,7 @@ def _say_scores(console: Console, done: Simulated) -> None:
         console.say(estimate_line(done.estimate))
         return
     for name, result in done.results.items():
-        console.say(f"{name}, read by {one_line(result.model)}:")
+        console.say(f"{one_line(name)}, read by {one_line(result.model)}:")
         columns = ["setting", "score", "low", "high", "gain", "gain_low", "gain_high", "parse_share"]
         console.table(result.to_frame()[columns])
         for note in result.notes:

@@ -54,6 +54,10 @@ class TestReplay:
         assert (replay.totals.failed, replay.totals.cost) == (0, 0.0)
         assert KEY.encode() not in path.read_bytes()
 
+    def test_the_name_of_who_answered_controls_no_terminal(self, tmp_path: Path) -> None:
+        path = write_answers(tmp_path / "a", [(QUESTIONS[0], Answer("x"))], model="a\x1b[31m\nb")
+        assert RecordedAnswers(path).name == "a [31m b"
+
     def test_the_same_record_is_the_same_file(self, tmp_path: Path) -> None:
         record = [(prompt, Answer(prompt.user)) for prompt in QUESTIONS]
         first, second = (write_answers(tmp_path / name, record, model="m") for name in ("a", "b"))

@@ -297,10 +297,9 @@ def test_an_error_does_not_repeat_the_password_of_an_address(asked):
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("password", ["it's-zebrafish", 'a"zebrafish', "a zebrafish", "a@zebrafish"])
-def test_a_password_in_an_address_is_in_no_file(asked, database, scripted_server, tmp_path, monkeypatch, password):
-    recipe = asked(scripted_server(namer))
-    recipe["llm"]["base_url"] = recipe["llm"]["base_url"].replace("://", f"://ada:{password}@")
+def test_a_password_in_an_address_is_in_no_file(asked, database, scripted_server, tmp_path, monkeypatch):
+    recipe = asked(scripted_server(namer), metrics=[], options={})
+    recipe["llm"]["base_url"] = recipe["llm"]["base_url"].replace("://", "://ada:it's a \"zebrafish@")
     monkeypatch.setattr("sys.argv", ["interpreto-mlops", "label", "x", "--base-url", recipe["llm"]["base_url"]])
     done = label(parse_recipe(recipe), command=this_command())
     store = connect(database, "meaning")
@@ -478,6 +477,14 @@ class TestSimulatability:
         assert done.estimate is not None
         assert done.estimate.to_ask == 6 * 5
         assert server.requests == []
+
+    def test_a_reader_that_thinks_may_write_more(self, simulation, asked, scripted_server):
+        server = scripted_server(guesser)
+        simulated({**simulation(server, answer_tokens=5000, settings=["L1"]), "label_column": None})
+        assert {request.body["max_tokens"] for request in server.requests} == {5000}
+        server = scripted_server(namer)
+        named(asked(server, answer_tokens=5000, metrics=[], options={}))
+        assert {request.body["max_tokens"] for request in server.requests} == {5000}
 
     def test_a_run_without_attributions_is_refused(self, simulation, scripted_server, database):
         store = connect(database, "meaning")
