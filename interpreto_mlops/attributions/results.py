@@ -237,9 +237,8 @@ class AttributionSet(Sequence[Attribution]):
             "counters": self.counters,
             "texts": [item._header() for item in self._items],
         }
-        (folder / _HEADER).write_text(
-            json.dumps(header, ensure_ascii=True, indent=1, allow_nan=False), encoding="utf-8"
-        )
+        # Without an indent json's fast encoder writes it, in a tenth of the time.
+        (folder / _HEADER).write_text(json.dumps(header, ensure_ascii=True, allow_nan=False), encoding="utf-8")
         return folder
 
     @classmethod

@@ -27,7 +27,7 @@ _writing = threading.Lock()
 # From the warning back to the line that called an explainer.
 _CALLER = 6
 # Texts on a page that nobody may ever open; all scores are beside it.
-_SHOWN_TEXTS = 8
+_SHOWN_TEXTS = 4
 
 
 @dataclass(frozen=True, eq=False)

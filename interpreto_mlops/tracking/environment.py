@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
@@ -50,11 +51,13 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "packages": {name: version for name in PACKAGES if (version := version_of(name)) is not None},
-        "git": _git(),
+        "git": _git(str(Path.cwd())),
     }
 
 
-def _git() -> dict[str, Any] | None:
+@functools.cache
+def _git(_folder: str) -> dict[str, Any] | None:
+    """Return the state of the code in the working directory, as it was when this process first asked."""
     commit = _ask("rev-parse", "HEAD")
     if not commit:
         return None

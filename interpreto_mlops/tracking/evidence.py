@@ -191,13 +191,14 @@ def opened(kind: str, name: str, run_id: str | None, *, new_run: bool = False) -
         held = held_kinds(log)
         if kind not in held:
             log.tags({schema.TAG_KIND: ",".join([*held, kind]), schema.TAG_VERSION: version_of("interpreto-mlops")})
-            yield log
-            log.seal()
+            with log.gathered():
+                yield log
+                log.seal()
             return
         # The run of `mlflow run` is taken once; what comes after it gets runs of its own.
         if run_id is not None or mlflow.active_run() is not None:
             raise taken(found, kind)
-    with run(store, kind=kind, name=name) as log:
+    with run(store, kind=kind, name=name, gathered=True) as log:
         yield log
 
 

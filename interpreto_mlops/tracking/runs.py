@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -317,6 +317,7 @@ def run(
     tags: Mapping[str, str | None] | None = None,
     params: Mapping[str, Any] | None = None,
     run_id: str | None = None,
+    gathered: bool = False,
 ) -> Iterator[RunLog]:
     """Open a flat run for one cell, and close it as FINISHED, FAILED on an error, or KILLED on Ctrl-C.
 
@@ -329,6 +330,7 @@ def run(
         tags: further tags.
         params: parameters, as `schema.params` makes them.
         run_id: an existing run to go on with (that of `mlflow run`), instead of a new one.
+        gathered: whether tags, parameters and metrics go to the store in one request at the end.
 
     Raises:
         UnknownNameError: an unknown kind.
@@ -346,10 +348,11 @@ def run(
         identifier, opened = _open(store, run_id, name, given)
     try:
         log = RunLog(store, identifier, found=opened)
-        if params:
-            log.params(params)
-        yield log
-        log.seal()
+        with log.gathered() if gathered else nullcontext():
+            if params:
+                log.params(params)
+            yield log
+            log.seal()
         with store.guarded("close the run"):
             _mlflow_private.end_run(store.client, identifier, "FINISHED")
     except BaseException as error:

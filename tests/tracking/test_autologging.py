@@ -82,7 +82,7 @@ class TestExplanations:
         folder = download(user, found.info.run_id) / "attributions"
         assert AttributionSet.load(folder) == explanations
         page = (folder / "attributions.html").read_text()
-        assert f"{len(explanations) - 8} more texts are left out here" in page
+        assert f"{len(explanations) - 4} more texts are left out here" in page
 
     def test_go_into_the_open_run_once(self, user: Store, model: TextModel, texts: list[str]) -> None:
         im.autolog()
