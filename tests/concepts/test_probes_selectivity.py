@@ -85,6 +85,7 @@ def test_what_is_known_is_selective_and_what_is_learned_by_heart_is_not(rows: An
     assert known.metrics()["probing/selectivity"] > 0.15
     assert abs(by_heart.metrics()["probing/selectivity"]) < 0.15
     low, high = known.interval("selectivity")
+    assert known.interval("accuracy")[1] <= 1.0
     assert low < known.metrics()["probing/selectivity"] < high
     assert low > 0
 
