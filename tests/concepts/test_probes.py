@@ -52,6 +52,8 @@ from interpreto_mlops.tracking import load_dictionary, log_dictionary
 
 WIDTH, N_ROWS = 12, 400
 NAMES = ("first", "second")
+# One with a direction and one without go through a store among the quick tests.
+QUICK = ("logistic", "svdd")
 every_family = pytest.mark.parametrize("name", PROBES.names())
 LINEAR = [name for name, family in PROBES.items() if issubclass(family, LinearProbe)]
 DISTANCES = [name for name, family in PROBES.items() if issubclass(family, DistanceProbe)]
@@ -475,7 +477,9 @@ class TestAsDictionary:
         moved = plain[kept] + probe.decode(torch.zeros(int(kept.sum()), 1)) - probe.decode(probe.encode(plain[kept]))
         assert float(probe.encode(moved).abs().max()) < 1e-3
 
-    @pytest.mark.parametrize("name", PROBES.names())
+    @pytest.mark.parametrize(
+        "name", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in PROBES.names()]
+    )
     def test_logged_registered_and_loaded(self, name: str, activations: Any, praise: Any, database: str) -> None:
         import mlflow
 
