@@ -231,7 +231,7 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
         after, unlabelled = list(found.descriptions), dict(found.unlabelled)
         if not found.n_labelled and recipe.labels is None and not isinstance(work.asker, Estimating):
             why = next(iter(unlabelled.values()), "there is nothing to ask about")
-            raise LanguageModelError(f"not one concept was given a name; the first: {why}")
+            raise LanguageModelError(f"not one concept was given a label; the first: {why}")
     after = [replace(each, given=work.given.get(each.concept, each.given)) for each in after]
     return after, unlabelled
 

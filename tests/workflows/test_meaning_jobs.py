@@ -225,7 +225,7 @@ class TestNames:
 
     def test_a_model_that_answers_nonsense_registers_nothing(self, asked, database, scripted_server):
         server = scripted_server(lambda request: Reply("I will not."))
-        with pytest.raises(LanguageModelError, match="not one concept was given a name"):
+        with pytest.raises(LanguageModelError, match="not one concept was given a label"):
             named(asked(server))
         assert [each.info.status for each in runs_of(database)].count("FAILED") == 1
         assert len(MlflowClient(database, registry_uri=database).search_model_versions()) == 1
