@@ -14,7 +14,9 @@ InterpretoError
  ├─ CatalogueError (ConnectionError)   a catalogue's database that does not answer or cannot be used
  ├─ LanguageModelError (ConnectionError) a language model that gives no answer
  │   ├─ TransientError                 it may answer when it is asked again
- │   └─ RefusalError                   it will not
+ │   ├─ RefusalError                   it will not
+ │   │   └─ UnusableModelError         it will not answer any other question either
+ │   └─ NotAskedError                  a question that was not put to it
  └─ MissingDependencyError (ImportError) an optional package that is not there, or one that does not fit
 """
 
@@ -98,7 +100,15 @@ class TransientError(LanguageModelError):
 
 
 class RefusalError(LanguageModelError):
-    """A failure that asking again does not mend: a wrong key, an unknown model, a prompt that is too long."""
+    """A failure that asking again does not mend, such as a prompt that is too long."""
+
+
+class UnusableModelError(RefusalError):
+    """A failure that every other question would meet too: a wrong key, an unknown model, a wrong address."""
+
+
+class NotAskedError(LanguageModelError):
+    """A question that was not asked: the budget was used up before, or the language model had stopped answering."""
 
 
 class MissingDependencyError(InterpretoError, ImportError):

@@ -103,7 +103,7 @@ class NamingRegistry(Registry[T]):
         return decorate
 
 
-_NO_PARAMETERS = {"model", "explainer", "rationales"}
+_NO_PARAMETERS = {"model", "explainer", "rationales", "targets"}
 
 
 def check_options(kind: Any, name: str, options: Iterable[str]) -> None:

@@ -46,7 +46,7 @@ from transformers import (
 
 from interpreto_mlops.models.text_model import TextModel
 
-pytest_plugins = ["tests.mlflow_stores", "tests.mlflow_ui", "tests.postgres"]
+pytest_plugins = ["tests.llm.scripted_server", "tests.mlflow_stores", "tests.mlflow_ui", "tests.postgres"]
 
 WORDS = (
     "the a this that food service place waiter soup was is were not never very good great bad awful fine cold warm "

@@ -113,8 +113,16 @@ def server_database(migrated: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def server(server_database: str) -> Iterator[str]:
-    """The address of a real MLflow server on this machine: SQLite behind it, artifacts through it."""
-    with serving(server_database, Path(server_database.removeprefix("sqlite:///")).parent) as address:
+    """The address of a real MLflow server on this machine: SQLite behind it, artifacts through it.
+
+    Its gateway may call providers on this machine.
+    """
+    folder = Path(server_database.removeprefix("sqlite:///")).parent
+    allowed = {
+        "MLFLOW_GATEWAY_API_BASE_ALLOWED_SCHEMES": "http",
+        "MLFLOW_GATEWAY_API_BASE_ALLOW_PRIVATE_IPS": "true",
+    }
+    with serving(server_database, folder, environment=allowed) as address:
         yield address
 
 

@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from mlflow import MlflowClient
 
+from interpreto_mlops.llm import Prompt
+from tests.llm.readers import answer_text, at_random
+from tests.llm.scripted_server import Reply, Request
 from tests.mlflow_stores import VARIABLES, free_port, wait_for
 from tests.mlflow_ui import MODE, shows
+from tests.workflows.test_meaning_jobs import namer
 from tests.workflows.writer import save_writer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -264,14 +269,20 @@ def test_the_code_of_the_readme_runs(quickstart, block):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("page", ["concepts", "probes"])
-@pytest.mark.parametrize("block", range(3))
-def test_the_code_about_concepts_runs(quickstart, page, block, tmp_path):
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert len(code) == 3
+def pages_code(*pages: str) -> list[tuple[str, int, str]]:
+    """Every block of code of some pages: the page, its place there, the code."""
+    texts = {page: (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in pages}
+    found = {page: re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for page, text in texts.items()}
+    assert all(len(blocks) >= 3 for blocks in found.values())
+    return [(page, place, code) for page, blocks in found.items() for place, code in enumerate(blocks)]
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=f"{page}-{place}") for page, place, code in pages_code("concepts", "probes")]
+)
+def test_the_code_about_concepts_runs(quickstart, code, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code[block]],
+        [sys.executable, "-W", "ignore", "-c", code],
         cwd=tmp_path,
         env={**environment(), "MLFLOW_TRACKING_URI": quickstart.uri},
         capture_output=True,
@@ -282,7 +293,8 @@ def test_the_code_about_concepts_runs(quickstart, page, block, tmp_path):
 
 
 # A policy is no job: tests/audit/test_auditing.py audits by it.
-JOBS = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem != "policy")
+ASKING = ("consim", "label")
+JOBS = sorted(path for path in (ROOT / "recipes").glob("*.yaml") if path.stem not in ("policy", *ASKING))
 
 
 @pytest.mark.parametrize("recipe", JOBS, ids=lambda path: path.stem)
@@ -295,3 +307,30 @@ def test_every_recipe_runs_on_the_quickstarts_store(quickstart, recipe):
     )
     assert done.returncode == 0, done.stderr
     assert "report: " in done.stdout
+
+
+def reader(request: Request) -> Reply:
+    """Names concepts by what is marked most often, judges by that, and draws classes."""
+    if "Each sample class prediction" in request.system:
+        return Reply(answer_text(Prompt(request.system, request.user), at_random))
+    return namer(request)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_every_recipe_that_asks_a_language_model_runs(quickstart, scripted_server, name):
+    server = scripted_server(reader)
+    recipe = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    recipe["llm"]["base_url"] = server.base_url
+    written = quickstart.folder / f"{name}.yaml"
+    written.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    before = set(quickstart.folder.iterdir())
+    command = [sys.executable, "-m", "interpreto_mlops", "run", str(written)]
+    done = subprocess.run(
+        command, cwd=quickstart.folder, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run: " in done.stdout
+    assert f"llama3.2 was asked {len(server.requests)} questions" in done.stdout
+    assert {each.name for each in set(quickstart.folder.iterdir()) - before} <= {"interpreto-runs"}
+    if name == "label":
+        assert "registered: models:/library-docs.bert-encoder-layer-1.topk_sae/" in done.stdout

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 import sys
+import typing
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,13 @@ SECTIONS = (
         "How much each concept matters to what the model says. `--importance` of `concepts` takes these names.",
     ),
     Section(
+        "concept interpretation",
+        "Concept interpretations",
+        "interpreto_mlops.concepts",
+        "INTERPRETATIONS",
+        "What a concept means: what it responds to, what it does to the output, and the names that it is given.",
+    ),
+    Section(
         "concept metric",
         "Concept metrics",
         "interpreto_mlops.concepts.metrics",
@@ -106,6 +114,33 @@ PYTHON = (
             "Probe.fit",
             "cross_validate",
             "tcav",
+            "interpret",
+            "label_concepts",
+            "align",
+            "score_labels",
+            "consim",
+            "concept_targets",
+        ),
+    ),
+    (
+        "interpreto_mlops.concepts.interpretation_metrics",
+        ("Detection", "Fuzzing", "Clarity", "Responsiveness", "Purity", "Faithfulness", "InterpretationScore"),
+    ),
+    ("interpreto_mlops.attributions", ("simulatability",)),
+    ("interpreto_mlops.llm.simulation", ("Simulation", "SimulationResult")),
+    (
+        "interpreto_mlops.llm",
+        (
+            "Prompt",
+            "OpenAIModel",
+            "LocalModel",
+            "RecordedAnswers",
+            "write_answers",
+            "Questioner",
+            "Questioner.ask",
+            "Questioner.estimate",
+            "AnswerCache",
+            "Budget",
         ),
     ),
     ("interpreto_mlops.audit.comparison", ("compare_evidence",)),
@@ -261,9 +296,11 @@ def recipe_chapter() -> Iterator[str]:
     for path in sorted((ROOT / "recipes").glob("*.yaml")):
         first = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
         yield f"| [{path.name}](../recipes/{path.name}) | {first} |"
-    for kind in (recipes.AttributeRecipe, recipes.ConceptsRecipe):
+    for kind in typing.get_args(recipes.Recipe):
         default = kind.model_fields["kind"].default
         yield f"\n### kind: {default}\n\n{as_markdown(documentation(kind))}\n"
+    asking = importlib.import_module("interpreto_mlops.workflows.asking")
+    yield f"\n### llm: of label and consim\n\n{as_markdown(documentation(asking.Asked))}\n"
 
 
 def reference() -> str:

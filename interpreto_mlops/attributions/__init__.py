@@ -6,6 +6,7 @@ from interpreto_mlops.attributions.base import METHODS, Attributor, Estimate, Ga
 from interpreto_mlops.attributions.paths import Neighbourhood, Noise, Path
 from interpreto_mlops.attributions.queries import Query
 from interpreto_mlops.attributions.results import Attribution, AttributionSet, Target
+from interpreto_mlops.attributions.simulation import attribution_study, simulatability
 from interpreto_mlops.registry import discover
 
 if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are found below
@@ -32,6 +33,6 @@ discover("interpreto_mlops.attributions.methods")
 globals().update({method.__name__: method for _, method in METHODS.items()})
 
 __all__ = ["METHODS", "Attribution", "AttributionSet", "Attributor", "Estimate", "Game", "Path", "Query", "Target"]
-__all__ += ["Neighbourhood", "Noise", "Path"]
+__all__ += ["Neighbourhood", "Noise", "Path", "attribution_study", "simulatability"]
 __all__ += [method.__name__ for _, method in METHODS.items()]
 __all__.sort()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from interpreto_mlops.models.attention import check_observable
 from interpreto_mlops.models.attention_readouts import ContributionRows
 from interpreto_mlops.models.encoding import Encoding
 from interpreto_mlops.models.requests import Program, Request, ScoreRequest
+from interpreto_mlops.models.splitting import Splitter, block_paths
 from interpreto_mlops.models.text_model import TextModel
 
 
@@ -25,10 +26,10 @@ def reading_rows(game: Game, model: TextModel) -> list[tuple[int, ...]]:
     """Return the positions at which the model's head reads each target.
 
     Of a token's label or of generated tokens those are the target's own; of a class the first token (CLS) for encoders,
-    and for causal models the last one that is not padding.
+    and for causal models the last one that is not padding. Of a concept they are the tokens that it is strongest at.
     """
     position = _last_position(game.encoding, model) if model.is_causal else 0
-    return [target.positions or (position,) for target in game.objective.targets]
+    return [game.question.positions_of(target) or (position,) for target in game.objective.targets]
 
 
 def _last_position(encoding: Encoding, model: TextModel) -> int:
@@ -45,7 +46,8 @@ class _Rows(Query):
 
     def request(self, game: Game, objective: Callable[[torch.Tensor], torch.Tensor]) -> Request:
         positions = sorted({place for places in reading_rows(game, self.method.model) for place in places})
-        return ScoreRequest(game.encoding, [game.encoding.ids], self.method.rows(game.encoding, tuple(positions)))
+        rows = replace(self.method.rows(game.encoding, tuple(positions)), place=game.question.place)
+        return ScoreRequest(game.encoding, [game.encoding.ids], rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ class ContributionMethod(Attributor):
 
     It does not see the class: all targets that are read at one position get the same scores, and `inference_mode` and
     `replacement` have no bearing (`checks["class_specific"]` is 0). A target of several tokens has the mean of their
-    rows. An element's score is the sum over its tokens.
+    rows. An element's score is the sum over its tokens. Contributions to a concept are followed to its layer, which
+    must be the output of a block.
     """
 
     ignores_sink: ClassVar[bool] = False
@@ -70,6 +73,7 @@ class ContributionMethod(Attributor):
 
     def estimate(self, game: Game) -> Steps:
         """Score every element, shape (targets, elements)."""
+        self._check_place(game.question.place)
         answer = yield _Rows(self)
         wanted = reading_rows(game, self.model)
         positions = np.unique(np.concatenate(wanted))
@@ -80,6 +84,13 @@ class ContributionMethod(Attributor):
             checks["sink_share"] = float(tokens[:, 0].mean())
             tokens[:, 0] = 0
         return Estimate(game.aggregate(tokens), checks=checks)
+
+    def _check_place(self, place: tuple[Splitter, str] | None) -> None:
+        if place is not None and place[1] not in block_paths(self.model):
+            raise InputError(
+                f"{self.name} follows attention from block to block, and {place[1]!r} is not the output of a block; "
+                "split the model at a block's number, or take a method that asks for gradients or scores"
+            )
 
     @abstractmethod
     def rows(self, encoding: Encoding, positions: tuple[int, ...]) -> ContributionRows:

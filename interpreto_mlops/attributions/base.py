@@ -24,6 +24,7 @@ from interpreto_mlops.attributions.queries import Query
 from interpreto_mlops.attributions.results import Attribution, AttributionSet, Floats
 from interpreto_mlops.errors import InputError, TextWarning
 from interpreto_mlops.models.continuations import generation_arguments
+from interpreto_mlops.models.layer_targets import layer_targets
 from interpreto_mlops.models.objectives import InferenceMode, check_mode
 from interpreto_mlops.models.questions import Question
 from interpreto_mlops.models.replacement import Replacement
@@ -33,8 +34,6 @@ from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.observers import Observers
 from interpreto_mlops.registry import Registry
 from interpreto_mlops.text.granularity import parse_grain
-
-_TASKS = ("classification", "token_classification", "generation")
 
 METHODS: Registry[type[Attributor]] = Registry("attribution method")
 """Every attribution method by its registry name."""
@@ -68,7 +67,7 @@ class Attributor(ABC):
     """Explains texts: call it with texts and, if wanted, targets.
 
     Arguments:
-        model: the sequence or token classifier, or language model, to explain.
+        model: the sequence or token classifier, or language model, to explain; of concepts any model.
         granularity: what receives a score: `word`, `token`, `sentence`, `2-grams` and so on (words of one sentence), or
             `all_tokens` (special ones too).
         inference_mode: the score that is explained: `logits`, `softmax` or `log_softmax`.
@@ -93,11 +92,6 @@ class Attributor(ABC):
         if not isinstance(self.model, TextModel):
             raise InputError(
                 f"give a TextModel, as TextModel(model, tokenizer) makes, not a {type(self.model).__name__}"
-            )
-        if self.model.task not in _TASKS:
-            raise InputError(
-                f"attributions need a classifier or a language model; {self.model.name!r} is a "
-                f"{type(self.model.model).__name__}"
             )
         parse_grain(self.granularity)
         parse_grain(self.target_granularity)
@@ -127,7 +121,8 @@ class Attributor(ABC):
             targets: None for what the model itself says; else one target for all texts, or one entry for each. For a
                 classifier a class, by id or label, or several; for a token classifier a label, or pairs of an element
                 (its number or character span) and a label; for a language model a continuation, as a string or as
-                token ids, where None lets the model generate it.
+                token ids, where None lets the model generate it. For a model of any task, concepts of a layer, as
+                `interpreto_mlops.concepts.concept_targets` makes them.
             contrast: what the targets are explained against, in the same form: the score is the difference. For a
                 language model as many tokens as the target has, or one for all places.
             generation: arguments of the model's `generate`, such as `{"max_new_tokens": 5}`; `seed` for samples.
@@ -175,7 +170,7 @@ class Attributor(ABC):
             generation=generation,
             truncation=truncation,
         )
-        call: dict[str, Any] = {} if targets is None else {"targets": "given"}
+        call: dict[str, Any] = {} if targets is None else {"targets": "given", **_record(targets)}
         if generation:
             call["generation"] = generation
         yield from self.model.engine.run(self._program(question, call) for question in asked)
@@ -306,6 +301,12 @@ class Attributor(ABC):
             prompt_tokens=encoding.prompt_tokens,
             **found,
         )
+
+
+def _record(targets: Any) -> dict[str, Any]:
+    """Return what results say of targets at a layer."""
+    at_layer = layer_targets(targets)
+    return {} if at_layer is None else (at_layer[0] if isinstance(at_layer, list) else at_layer).record
 
 
 Steps = Generator["Presence | Query", Any, Estimate]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,26 +11,35 @@ import numpy as np
 from interpreto_mlops.attributions.results import Attribution
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.encoding import Encoding
+from interpreto_mlops.models.layer_targets import LayerQuestion, LayerTargets, layer_targets
 from interpreto_mlops.models.questions import ClassQuestion, ContinuationQuestion, LabelQuestion, Question
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Elements, parse_grain
 
 
-def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[tuple[Attribution, Question, Elements]]:
+def recalled(
+    model: TextModel, explanations: Iterable[Attribution], targets: Any = None
+) -> Iterator[tuple[Attribution, Question, Elements]]:
     """Yield each attribution with the question that it answers and the elements that it scores.
 
     A classifier's texts are tokenised again, so that another model of the same classes may be asked; of a continuation
     the very token ids are used that were explained.
 
+    Arguments:
+        model: the model that is asked.
+        explanations: of outputs, or of a layer.
+        targets: those of a layer, as the method was called with them: what is stored of them is their names.
+
     Raises:
         InputError: the model has other classes or elements, or another task, than the one that was explained; or the
-            texts are hidden.
+            texts are hidden; or explanations of a layer without their targets, or other targets.
     """
     explanations = list(explanations)
     for item in explanations:
         if item.is_hidden:
             raise InputError(f"text {item.index} is hidden, and a model cannot read its hash; explain the text anew")
-    if model.task == "generation":
+    at_layer = _at_layer(model, explanations, targets)
+    if model.task == "generation" and at_layer is None:
         for item in explanations:
             yield item, _continuation(model, item), _stored_elements(item)
         return
@@ -39,7 +48,40 @@ def recalled(model: TextModel, explanations: Iterable[Attribution]) -> Iterator[
         if not np.array_equal(elements.spans, item.spans):
             raise InputError(f"the elements of text {item.index} are not those of {model.name!r} for it")
         # Of a part of a data set, texts keep the numbers that errors name them by.
-        yield item, _classes(model, item, replace(encoding, index=item.index)), elements
+        encoding = replace(encoding, index=item.index)
+        question = _classes(model, item, encoding) if at_layer is None else _concepts(model, item, encoding, at_layer)
+        yield item, question, elements
+
+
+def _at_layer(model: TextModel, explanations: list[Attribution], targets: Any) -> Mapping[int, LayerTargets] | None:
+    """Return the targets of each explanation of a layer, by the text's index, or None for those of outputs."""
+    given = layer_targets(targets)
+    for item in explanations:
+        layers = {target.layer for target in item.targets} - {None}
+        if layers and given is None:
+            raise InputError(
+                f"text {item.index} explains concepts of the layer {layers.pop()!r}; give the metric the targets that "
+                "the method was called with, as in Deletion(model, targets=…)"
+            )
+        if item.targets and not layers and given is not None:
+            raise InputError(f"text {item.index} explains the model's outputs; leave out targets={targets!r}")
+    if given is None:
+        return None
+    for source in given if isinstance(given, list) else [given]:
+        source.check_model(model)
+    if isinstance(given, list) and (beyond := [item.index for item in explanations if item.index >= len(given)]):
+        raise InputError(f"there are {len(given)} targets, one a text, and none for text {beyond[0]}")
+    return {item.index: given[item.index] if isinstance(given, list) else given for item in explanations}
+
+
+def _concepts(
+    model: TextModel, item: Attribution, encoding: Encoding, sources: Mapping[int, LayerTargets]
+) -> LayerQuestion:
+    question = LayerQuestion(model, encoding, sources[item.index])
+    if question.expected != item.targets:
+        found, given = ([target.title for target in targets] for targets in (item.targets, question.expected))
+        raise InputError(f"text {item.index} explains {found}, and the metric was given the targets {given}")
+    return question
 
 
 def _raw(item: Attribution) -> Any:

@@ -209,6 +209,11 @@ class AttributionSet(Sequence[Attribution]):
         return dict(self._items[0].parameters) if self._items else {}
 
     @property
+    def layer(self) -> str | None:
+        """The layer whose concepts are explained; None where it is what the model puts out."""
+        return next((target.layer for item in self._items for target in item.targets), None)
+
+    @property
     def n_truncated(self) -> int:
         """How many texts were longer than the model takes."""
         return sum(item.truncated for item in self._items)
@@ -274,8 +279,8 @@ class AttributionSet(Sequence[Attribution]):
 
 
 def _hidden_target(target: Target) -> Target:
-    """A class has a name that somebody gave it; what is at a place of the text, or was written, is text."""
-    if not target.positions and not target.ids:
+    """A class has a name that somebody gave it; other names hold words of texts."""
+    if not target.is_text:
         return target
     if not target.ids:
         return replace(target, name=hidden_name(target.name))

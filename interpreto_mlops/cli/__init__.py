@@ -13,6 +13,7 @@ from interpreto_mlops.cli.catalogue import catalogue, query
 from interpreto_mlops.cli.comparing import compare
 from interpreto_mlops.cli.evidence import lineage, verify
 from interpreto_mlops.cli.explaining import attribute, concepts, quickstart, run
+from interpreto_mlops.cli.meaning import consim, label
 from interpreto_mlops.cli.probing import probe
 
 __all__ = ["main"]
@@ -31,6 +32,8 @@ _COMMANDS = (
     quickstart,
     attribute,
     concepts,
+    label,
+    consim,
     probe,
     run,
     lineage,

@@ -18,7 +18,7 @@ def methods() -> None:
     with said_plainly():
         from interpreto_mlops.attributions import METHODS
         from interpreto_mlops.attributions.metrics import METRICS
-        from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE, PROBES
+        from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE, INTERPRETATIONS, PROBES
         from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
         from interpreto_mlops.text.datasets import DATASETS
 
@@ -28,6 +28,7 @@ def methods() -> None:
             ("concept dictionaries", DICTIONARIES),
             ("probes", PROBES),
             ("concept importance", IMPORTANCE),
+            ("concept interpretations", INTERPRETATIONS),
             ("concept metrics", CONCEPT_METRICS),
             ("data sets", DATASETS),
         ):

@@ -122,6 +122,15 @@ def quickstart(
 @click.option("--target", help="The class to explain, by name, or a continuation [default: what the model says].")
 @click.option("--target-column", help="The column that says for each text what --target says for all.")
 @CONTRAST
+@click.option("--dictionary", help="A concept dictionary of the model: explain its concepts instead of a target.")
+@click.option("--concepts", type=LIST, help="The numbers of the concepts to explain.")
+@click.option(
+    "--concept-aggregation",
+    type=click.Choice(["max", "mean", "sum"]),
+    default="max",
+    show_default=True,
+    help="How a text's rows become one number for each concept.",
+)
 @GENERATE
 @click.option(
     "--target-granularity",
@@ -210,25 +219,25 @@ def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, hide_texts: 
     """
     with said_plainly():
         console = console_of(quiet)
-        from interpreto_mlops.workflows.execute import execute
         from interpreto_mlops.workflows.recipes import load_recipe
+        from interpreto_mlops.workflows.running import carry_out
 
         loaded = load_recipe(recipe)
         given: dict[str, Any] = {} if catalogue_uri is None else {"catalogue_uri": catalogue_uri}
         given |= {"catalogue": False} if no_catalogue else {}
         given |= {"hide_texts": True} if hide_texts else {}
-        execute(loaded.model_copy(update=given), command=this_command(), console=console)
+        carry_out(loaded.model_copy(update=given), command=this_command(), console=console)
 
 
 def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()) -> None:
     with said_plainly():
         console = console_of(quiet)
-        from interpreto_mlops.workflows.execute import execute
         from interpreto_mlops.workflows.recipes import parse_options, parse_recipe, parse_settings
+        from interpreto_mlops.workflows.running import carry_out
 
         given = {key: value for key, value in values.items() if value is not None}
         given["catalogue"] = not given.pop("no_catalogue")
         given["options"] = parse_options(settings)
         if generation:
             given["generate"] = parse_settings(generation)
-        execute(parse_recipe(given), command=this_command(), console=console)
+        carry_out(parse_recipe(given), command=this_command(), console=console)

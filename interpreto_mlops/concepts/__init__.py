@@ -16,6 +16,23 @@ from interpreto_mlops.concepts.importance import (
     local_importance,
 )
 from interpreto_mlops.concepts.interpretation import ConceptDescription, Context, Label, Word, top_words
+from interpreto_mlops.concepts.interpretation.aligned_labels import AlignedLabels, Alignment, align
+from interpreto_mlops.concepts.interpretation.base import INTERPRETATIONS, Interpretation, TokenScore, interpret
+from interpreto_mlops.concepts.interpretation.llm_labels import LabelAttempt, LabelledConcepts, LLMLabels
+from interpreto_mlops.concepts.interpretation.token_change import TokenChange, TokenEffects
+from interpreto_mlops.concepts.interpretation.top_k_inputs import ConceptInputs, Example, TopKInputs
+from interpreto_mlops.concepts.interpretation.vocab_proj import VocabProj, VocabProjection
+from interpreto_mlops.concepts.interpretation_metrics import (
+    INTERPRETATION_METRICS,
+    Clarity,
+    Detection,
+    Faithfulness,
+    Fuzzing,
+    InterpretationScore,
+    Purity,
+    Responsiveness,
+    score_labels,
+)
 from interpreto_mlops.concepts.interventions import InterventionEffect, ablate, intervention_effect, steer
 from interpreto_mlops.concepts.metrics import (
     METRICS,
@@ -38,7 +55,9 @@ from interpreto_mlops.concepts.probes import (
     label_concepts,
     tcav,
 )
+from interpreto_mlops.concepts.simulation import concept_study, consim
 from interpreto_mlops.concepts.split import ModelWithSplitPoints
+from interpreto_mlops.concepts.targets import ConceptTargets, concept_targets
 from interpreto_mlops.concepts.training import fit_together
 from interpreto_mlops.registry import discover
 
@@ -73,40 +92,72 @@ if TYPE_CHECKING:  # for editors and type checkers; the classes themselves are f
     from interpreto_mlops.concepts.probes.regressions import RidgeProbe as RidgeProbe
 
 discover("interpreto_mlops.concepts.dictionaries")
+discover("interpreto_mlops.concepts.interpretation")
+globals().update({family.__name__: family for _, family in DICTIONARIES.items()})
 globals().update({family.__name__: family for _, family in (*DICTIONARIES.items(), *PROBES.items())})
 
 __all__ = [
     "DICTIONARIES",
     "IMPORTANCE",
+    "INTERPRETATIONS",
+    "INTERPRETATION_METRICS",
     "METRICS",
     "PROBES",
     "ActivationDensity",
     "ActivationSet",
+    "AlignedLabels",
+    "Alignment",
+    "Clarity",
     "ConceptDescription",
     "ConceptDictionary",
     "ConceptImportance",
+    "ConceptInputs",
     "ConceptMetric",
+    "ConceptTargets",
     "Context",
+    "Detection",
+    "Example",
+    "Faithfulness",
+    "Fuzzing",
+    "Interpretation",
+    "InterpretationScore",
     "InterventionEffect",
+    "LLMLabels",
     "Label",
+    "LabelAttempt",
+    "LabelledConcepts",
     "LocalImportance",
     "ModelWithSplitPoints",
     "Probe",
     "ProbeScores",
+    "Purity",
+    "Responsiveness",
     "TCAVResult",
+    "TokenChange",
+    "TokenEffects",
+    "TokenScore",
+    "TopKInputs",
+    "VocabProj",
+    "VocabProjection",
     "Word",
     "ablate",
+    "align",
     "check_belongs",
     "concept_importance",
+    "concept_study",
+    "concept_targets",
+    "consim",
     "cross_validate",
     "evaluate",
     "evaluate_effect",
     "evaluate_rows",
     "fit_together",
+    "interpret",
     "intervention_effect",
     "label_concepts",
     "local_importance",
     "probe_texts",
+    "score_labels",
     "sparse_probing",
     "stability",
     "stability_random",

@@ -99,6 +99,19 @@ class ConceptDictionary(ABC):
             NotFittedError: the dictionary is not fitted.
         """
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether codes have a gradient by the rows: not where an encoder chooses by a search or solves a problem."""
+        return False
+
+    def differentiable_codes(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the codes of checked rows, shape (rows, n_concepts), in the graph of the rows if there is one.
+
+        Arguments:
+            rows: shape (rows, width), float32, on the CPU.
+        """
+        return self._encode(rows)
+
     def gradient(self, codes: torch.Tensor, of_rows: torch.Tensor) -> torch.Tensor:
         """Pull the gradient of a scalar back through the decoder.
 

@@ -60,6 +60,11 @@ class LinearDictionary(LinearDecoder):
     Shapes: as `LinearDecoder`, and `encoder` (n_concepts, width), `encoder_bias` (n_concepts,).
     """
 
+    @property
+    def differentiable(self) -> bool:
+        """Where the same concepts are chosen, codes are linear in the rows."""
+        return True
+
     def activate(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the codes of the encoder's outputs, shape (rows, n_concepts); every row by itself."""
         return codes

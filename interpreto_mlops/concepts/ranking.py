@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ Integers = npt.NDArray[np.int64]
 N = TypeVar("N", bound=np.generic)
 
 _NO_KEY = -1
+_LARGEST_BITS = int(np.float32(np.inf).view(np.int32))
 
 
 class TopKeys:
@@ -75,6 +77,83 @@ class TopKeys:
         kept = np.flatnonzero(self._keys[:, column] != _NO_KEY)
         columns = (array[kept, column].tolist() for array in (self._keys, self._values, self._rows))
         return list(zip(*columns, strict=True))
+
+
+class SampledValues:
+    """For each column, a uniform sample of its positive values with their rows; all of them where they are few.
+
+    Arguments:
+        n_columns: how many columns.
+        size: the most values of a column.
+        seed: of the draw, which does not depend on how the rows are cut into chunks.
+    """
+
+    def __init__(self, n_columns: int, size: int, seed: int) -> None:
+        self._size, self._rng = size, np.random.default_rng(seed)
+        self._least = np.full(n_columns, -1.0)
+        self._kept = _Drawn(
+            np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float64)
+        )
+        self._waiting: list[_Drawn] = []
+        self._room = max(2**12, n_columns * size // 2)
+
+    def add(self, values: npt.NDArray[np.float32], first_row: int) -> None:
+        """Take the next rows, shape (rows, columns); `first_row` is the number of the first."""
+        rows, columns = np.nonzero(values > 0)
+        drawn = _Drawn(columns, first_row + rows, values[rows, columns], self._rng.random(len(rows)))
+        # What would be thrown out at once is not even kept waiting.
+        self._waiting.append(drawn.at(drawn.priorities > self._least[columns]))
+        if sum(len(each.rows) for each in self._waiting) > self._room:
+            self._settle()
+
+    def entries(self) -> list[list[tuple[float, int]]]:
+        """Return (value, row) of each column's sample, in the order in which they were drawn."""
+        self._settle()
+        found: list[list[tuple[float, int]]] = [[] for _ in self._least]
+        columns = (array.tolist() for array in (self._kept.columns, self._kept.values, self._kept.rows))
+        for column, value, row in zip(*columns, strict=True):
+            found[column].append((value, row))
+        return found
+
+    def _settle(self) -> None:
+        """Keep the values of the largest priorities of each column."""
+        parts = [self._kept, *self._waiting]
+        self._waiting = []
+        everything = _Drawn(
+            np.concatenate([each.columns for each in parts]),
+            np.concatenate([each.rows for each in parts]),
+            np.concatenate([each.values for each in parts]),
+            np.concatenate([each.priorities for each in parts]),
+        )
+        drawn = everything.at(np.lexsort((-everything.priorities, everything.columns)))
+        starts = np.searchsorted(drawn.columns, np.arange(len(self._least)))
+        ranks = np.arange(len(drawn.columns)) - starts[drawn.columns]
+        self._kept = drawn.at(ranks < self._size)
+        full = drawn.at(ranks == self._size - 1)
+        self._least[full.columns] = full.priorities
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Values of a stream, side by side."""
+
+    columns: Integers
+    rows: Integers
+    values: npt.NDArray[np.float32]
+    priorities: npt.NDArray[np.float64]
+
+    def at(self, places: npt.NDArray[Any]) -> _Drawn:
+        """Return those at some places, or under a mask."""
+        return _Drawn(self.columns[places], self.rows[places], self.values[places], self.priorities[places])
+
+
+def mirrored(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return positive numbers in place of positive ones, in the opposite order; the same again gives them back.
+
+    Those that are not positive become 0. No rounding: the bits of a positive float32 are in the order of the numbers.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32)
+    return np.where(values > 0, _LARGEST_BITS - bits, 0).astype(np.int32).view(np.float32)
 
 
 def _taken(array: npt.NDArray[N], places: Integers) -> npt.NDArray[N]:

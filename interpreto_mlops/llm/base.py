@@ -33,7 +33,8 @@ class Prompt:
     @property
     def sha256(self) -> str:
         """The hash of all that it says: equal questions have the same."""
-        text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        said = {**asdict(self), "temperature": float(self.temperature)}
+        text = json.dumps(said, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -76,7 +77,7 @@ class LanguageModel(ABC):
 
     Arguments:
         name: the model, as runs and labels name it.
-        price: of its tokens; None where they cost nothing.
+        price: of its tokens; None where it is not known.
     """
 
     name: str
@@ -94,8 +95,9 @@ class LanguageModel(ABC):
         Raises:
             TransientError: asking again may help.
             RefusalError: it will not.
+            UnusableModelError: no question will be answered.
         """
 
     def count_tokens(self, text: str) -> int:
         """Return about how many tokens a text has: four bytes each, unless the back end knows better."""
-        return -(-len(text.encode()) // 4)
+        return -(-len(text.encode(errors="surrogatepass")) // 4)

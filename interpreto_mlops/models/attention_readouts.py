@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.attention import AttentionMap, Observation, observed_attention
 from interpreto_mlops.models.requests import Readout
+from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.text_model import TextModel
 
 _COPIES = 8  # the share 1 / _COPIES of a text's tokens is zeroed side by side where the token budget allows it
@@ -25,10 +26,12 @@ class ContributionRows(Readout):
     Arguments:
         tokens: how many tokens the text has.
         positions: the rows that are wanted.
+        place: the split point, a block's output, that contributions are followed to; None for the last block.
     """
 
     tokens: int
     positions: tuple[int, ...]
+    place: tuple[Splitter, str] | None = field(default=None, kw_only=True)
 
     @property
     def width(self) -> int:
@@ -57,7 +60,7 @@ class RolloutRows(ContributionRows):
             matrices.append(rollout_layer(seen.weights.mean(1), alpha[:, None, None].to(seen.weights.dtype)))
 
         with observed_attention(model.model, visit):
-            _run(model, batch)
+            _run(model, batch, readouts)
         return _flat([matrices.value[i, list(each.positions), : each.tokens] for i, each in enumerate(readouts)])
 
 
@@ -80,7 +83,7 @@ class RfemRows(ContributionRows):
         """Return the rows, one after the other, shape (rows, width)."""
         heads = _Product()
         with observed_attention(model.model, lambda seen: heads.append(rollout_layer(seen.weights, 0.5))):
-            _run(model, batch)
+            _run(model, batch, readouts)
         return _flat([each.filtered(maps) for each, maps in zip(readouts, heads.value, strict=True)])
 
     def filtered(self, heads: torch.Tensor) -> torch.Tensor:
@@ -106,7 +109,7 @@ class ValueZeroingRows(ContributionRows):
         matrices = _Product()
         with observed_attention(model.model) as observation:
             with _layer_calls(model) as calls:
-                _run(model, repeated)
+                _run(model, repeated, readouts)
             observation.check()
             for call in _with_attention(model, calls, observation):
                 matrices.append(_contributions(call, observation, batch["attention_mask"], copies))
@@ -170,8 +173,12 @@ class _LayerCall:
         return _hidden(self.layer(*self.args, **self.kwargs))
 
 
-def _run(model: TextModel, batch: dict[str, torch.Tensor]) -> None:
-    """Run the model without its head."""
+def _run(model: TextModel, batch: dict[str, torch.Tensor], readouts: Sequence[ContributionRows]) -> None:
+    """Run the model to the layer that the readouts name, else without its head."""
+    # The texts of one call have one layer.
+    if (place := readouts[0].place) is not None:
+        place[0].reach(batch, place[1])
+        return
     body: Any = model.model.base_model
     options = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
     body(**batch, **options)

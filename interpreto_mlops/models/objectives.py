@@ -34,6 +34,7 @@ class Target:
         ids: of generated tokens, as many as `positions`; else empty.
         contrast: the class, or the ids (as many as `ids`), that it is explained against: the score is the difference.
         contrast_name: the contrast's label or text.
+        layer: of what is read at a layer and not at the model's head, the layer; `id` is then a concept's.
     """
 
     id: int
@@ -42,6 +43,12 @@ class Target:
     ids: tuple[int, ...] = ()
     contrast: tuple[int, ...] = ()
     contrast_name: str | None = None
+    layer: str | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the name may hold words of texts: of this one, of what was written, or of those a layer saw."""
+        return bool(self.positions or self.ids or self.layer is not None)
 
     @property
     def position(self) -> int | None:

@@ -26,6 +26,7 @@ from interpreto_mlops.models.objectives import (
 from interpreto_mlops.models.probes import check_left_to_right
 from interpreto_mlops.models.readouts import LabelLogits, SourceTokenScores, TokenLogits, TokenScores
 from interpreto_mlops.models.requests import ClassLogits, Floats, Readout
+from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Elements
 
@@ -65,6 +66,15 @@ class Question(ABC):
     def expected(self) -> tuple[Target, ...]:
         """The targets as far as they are known before the model runs."""
         return ()
+
+    @property
+    def place(self) -> tuple[Splitter, str] | None:
+        """The split point that the targets are read at; None for the model's head."""
+        return None
+
+    def positions_of(self, target: Target) -> tuple[int, ...]:
+        """Return the tokens that a target is read at, once that is known; none where the head chooses them."""
+        return target.positions
 
 
 class ClassQuestion(Question):

@@ -7,13 +7,14 @@ where the source text that a trace needs is not there.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 
 from interpreto_mlops.errors import InputError, UnknownNameError
+from interpreto_mlops.models.layouts import as_laid_out, in_rows, rolled, turned_right
 from interpreto_mlops.models.requests import ClassLogits
 from interpreto_mlops.models.sites import (
     Replace,
@@ -116,7 +117,7 @@ class Splitter:
             in `per_text`, in the dtype in which the model computes. Where the mask is 0 it means nothing. A row has the
             same numbers whichever side is padded.
         """
-        batch, shifts = _turned_right(self._batch(inputs))
+        batch, shifts = turned_right(self._batch(inputs))
         rows, tokens = batch["input_ids"].shape
         traced = self.engine == "nnsight" and not self._is_hooked()
         # What is laid out otherwise is turned into rows first.
@@ -126,10 +127,39 @@ class Splitter:
         for name in found.keys() - early:
             tensor = found[name]
             if name not in self.per_text:
-                tensor = _in_rows(tensor, self._layouts[name], (rows, tokens))[:, :tokens]
-                tensor = tensor if shifts is None else _rolled(tensor, -shifts)
+                tensor = in_rows(tensor, self._layouts[name], (rows, tokens))[:, :tokens]
+                tensor = tensor if shifts is None else rolled(tensor, -shifts)
             found[name] = tensor if keep is None else keep(name, tensor)
         return {name: found[name] for name in self.split_points}
+
+    def network_of(self, layer: int | str) -> nn.Module:
+        """Return the least that must run to reach a split point: an encoder-decoder's encoder, or the model."""
+        return network_for(self.model, [self._sites[self.path(layer)]])
+
+    def reach(self, inputs: Mapping[str, torch.Tensor], layer: int | str) -> torch.Tensor:
+        """Run the model no further than one split point, and return what is there.
+
+        Gradients are recorded where the caller's mode says so. It is hooks that run it, whatever the engine.
+
+        Arguments:
+            inputs: as `TextModel.inputs` makes them: padded on the right.
+            layer: the split point.
+
+        Returns:
+            Shape (rows, tokens, width), or (rows, width) where it is in `per_text`.
+        """
+        path, network, found = self.path(layer), self.network_of(layer), list[torch.Tensor]()
+
+        def stop(tensor: torch.Tensor) -> None:
+            found.append(tensor)
+            raise _Stop
+
+        batch = self._batch(inputs, network)
+        casting = self.model.execution.casting(self.model.device.type)
+        with self.model.evaluating(), casting, hooked([(self._sites[path], stop)]), suppress(_Stop):
+            network(**batch)
+        shape = batch["input_ids"].shape
+        return found[0] if path in self.per_text else in_rows(found[0], self._layouts[path], shape)[:, : shape[1]]
 
     def _is_plain(self, name: str, shifts: torch.Tensor | None) -> bool:
         layout = self._layouts[name]
@@ -185,8 +215,8 @@ class Splitter:
         layout = self._layouts[name]
 
         def act(tensor: torch.Tensor) -> torch.Tensor | None:
-            changed = replace(_in_rows(tensor, layout, shape))
-            return None if changed is None else _as_laid_out(changed, layout)
+            changed = replace(in_rows(tensor, layout, shape))
+            return None if changed is None else as_laid_out(changed, layout)
 
         return act
 
@@ -238,10 +268,10 @@ class Splitter:
             logits = ClassLogits.read(self.model, batch, [ClassLogits()] * len(batch["input_ids"]))
         return leaves[0], logits
 
-    def _batch(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    def _batch(self, inputs: Mapping[str, torch.Tensor], network: nn.Module | None = None) -> dict[str, Any]:
         batch: dict[str, Any] = {name: value.to(self.model.device) for name, value in inputs.items()}
         # Nothing is generated, and a cache of keys and values would double the memory.
-        if "use_cache" in self.model.accepts and self._network is self.model.model:
+        if "use_cache" in self.model.accepts and (network or self._network) is self.model.model:
             batch["use_cache"] = False
         return batch
 
@@ -337,44 +367,6 @@ class Splitter:
             f"the layer {name!r} does not {verb} one vector for each token or each text: for {_PROBE_ROWS} texts of "
             f"{_PROBE_TOKENS} tokens its shape is {shape}"
         )
-
-
-def _in_rows(tensor: torch.Tensor, layout: str, shape: Sequence[int]) -> torch.Tensor:
-    """Return a site's tensor in rows of tokens, shape (rows, tokens, width); one vector a text stays as it is."""
-    if layout == "flat":
-        return tensor.reshape(*shape, tensor.shape[-1])
-    return tensor.transpose(0, 1) if layout == "turned" else tensor
-
-
-def _as_laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """Undo `_in_rows`."""
-    if layout == "flat":
-        return tensor.flatten(0, 1)
-    return tensor.transpose(0, 1) if layout == "turned" else tensor
-
-
-def _turned_right(batch: dict[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
-    """Move padding from the left of rows to their right, where every model numbers positions as for a row alone.
-
-    Returns:
-        The batch, and by how many columns its rows were moved, shape (rows, 1); None where there was nothing to do, or
-        the caller has numbered the positions.
-    """
-    mask = batch.get("attention_mask")
-    if mask is None or mask.dim() != 2 or "position_ids" in batch or bool(mask[:, 0].all()):
-        return batch, None
-    shifts = (mask.cumsum(1) == 0).sum(1, keepdim=True)
-    moved = {
-        name: _rolled(value, shifts) if isinstance(value, torch.Tensor) and value.shape[:2] == mask.shape else value
-        for name, value in batch.items()
-    }
-    return moved, shifts
-
-
-def _rolled(tensor: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Move the columns of each row to the left, around the end."""
-    columns = (torch.arange(tensor.shape[1], device=shifts.device) + shifts) % tensor.shape[1]
-    return tensor.take_along_dim(columns.to(tensor.device).reshape(*columns.shape, *[1] * (tensor.dim() - 2)), dim=1)
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward pass that has given what was asked for

@@ -12,10 +12,13 @@ import numpy as np
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.models.continuations import continued, given_ids
 from interpreto_mlops.models.encoding import Encoding, Ids
+from interpreto_mlops.models.layer_targets import layer_questions, layer_targets
 from interpreto_mlops.models.objectives import Target
 from interpreto_mlops.models.questions import ClassQuestion, ContinuationQuestion, LabelQuestion, Question
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import Elements, Grain, Granularity
+
+_TASKS = ("classification", "token_classification", "generation")
 
 
 def questions(
@@ -34,7 +37,8 @@ def questions(
     Arguments:
         model: a sequence or token classifier, or a language model.
         texts: read lazily as long as neither targets nor contrasts are given for each of them.
-        targets: None for what the model itself says; one target for all texts, or one entry for each.
+        targets: None for what the model itself says; one target for all texts, or one entry for each; or
+            `LayerTargets`, for all texts or one for each, which a model of any task has.
         contrast: what the targets are explained against, in the same form.
         granularity: of the elements that a token classifier's targets are counted by.
         target_granularity: of generated targets: single tokens, or words or sentences of them.
@@ -44,6 +48,15 @@ def questions(
     Raises:
         InputError: texts or targets that cannot be used.
     """
+    at_layer = layer_targets(targets)
+    if at_layer is not None:
+        refused = {"contrast": contrast, "generation": generation, "truncation": truncation}
+        return layer_questions(model, texts, at_layer, refused)
+    if model.task not in _TASKS:
+        raise InputError(
+            f"attributions need a classifier or a language model; {model.name!r} is a {type(model.model).__name__}, of "
+            "which only concepts can be explained: give `concept_targets`"
+        )
     if model.task == "generation":
         return _continuations(
             model, texts, targets, contrast, target_granularity, generation=generation, truncation=truncation

@@ -108,7 +108,7 @@ def load_dataset(
     if str(source) in DATASETS:
         return DATASETS.get(str(source))(split)
     path = Path(source)
-    frame = _read(path)
+    frame = read_table(path)
     if frame.empty:
         raise DataError(f"the data file {str(source)!r} has no rows")
     texts = _column(frame, text_column, path)
@@ -117,7 +117,13 @@ def load_dataset(
     return TextDataset(path.stem, texts, labels, str(path), targets)
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Return the rows of a CSV, TSV, JSONL, JSON or Parquet file.
+
+    Raises:
+        DataError: no such file, or a format or content that cannot be read.
+    """
+    path = Path(path)
     if not path.is_file():
         names = ", ".join(repr(name) for name in DATASETS.names())
         raise DataError(f"there is no data file {str(path)!r}, and no data set of that name (known: {names})")

@@ -1,7 +1,8 @@
 """All that is taken from MLflow's private modules, in one place; a contract test holds it to the installed MLflow.
 
 MLflow has no public functions for what a third-party flavor needs to write a model folder, for one request to a server
-with the user's credentials and a time-out, or for the experiment and tags that its fluent calls would use.
+with the user's credentials and a time-out, for the experiment and tags that its fluent calls would use, or for a trace
+in another store than the process's own.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import RunStatus
+from mlflow.entities import RunStatus, Span, TraceData, TraceInfo
+from mlflow.exceptions import MlflowException
 from mlflow.models.utils import _save_example
+from mlflow.tracing.client import TracingClient
 from mlflow.tracking._tracking_service import utils as tracking_service
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.tracking.fluent import _get_experiment_id
@@ -65,6 +68,7 @@ __all__ = [
     "prepare_save_path",
     "process_conda_env",
     "process_pip_requirements",
+    "record_trace",
     "save_example",
     "total_file_size",
     "tracking_to",
@@ -97,6 +101,17 @@ def end_run(client: MlflowClient, run_id: str, status: str) -> None:
     """Close a run as `set_terminated` does, without its lines on standard output, which show a server's credentials."""
     tracking: Any = client._tracking_client
     tracking.store.update_run_info(run_id, RunStatus.from_string(status), int(time.time() * 1000), None)
+
+
+def record_trace(uri: str, info: TraceInfo, span: Span) -> None:
+    """Write a whole trace of one span to a store, past the process's tracer and its destination."""
+    client: Any = TracingClient(uri)
+    kept = client.start_trace(info)
+    try:
+        client.log_spans(info.experiment_id, [span])
+    except (NotImplementedError, MlflowException):
+        # Older servers, and those without a database, keep spans as an artifact.
+        client._upload_trace_data(kept, TraceData([span]))
 
 
 def evaluation_asks_for(name: str) -> bool | None:

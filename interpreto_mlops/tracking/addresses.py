@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from interpreto_mlops.errors import TrackingError
+from interpreto_mlops.text.redaction import first_line as first_line
+from interpreto_mlops.text.redaction import redact as redact
 
-_USER_INFO = re.compile(r"(?<=://)[^/\s'\"]*@")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-
-
-def redact(text: str) -> str:
-    """Return the text with `user:password@` of every address in it replaced by `***@`."""
-    return _USER_INFO.sub("***@", text)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class where it has none, without credentials."""
-    lines = str(error).strip().splitlines()
-    return redact(lines[0]) if lines else type(error).__name__
 
 
 def is_http(uri: str) -> bool:

@@ -59,14 +59,15 @@ def write_attributions(
     scores = attribution_scores(metrics)
     with run.gathered():
         run.params(attribution_params(explanations, model))
-        run.tags(model_tags(model))
+        run.tags({**model_tags(model), schema.TAG_LAYER: explanations.layer})
         run.metrics({**scores, **schema.costs(explanations.counters, explanations.seconds)}, dataset=data)
         _write_curves(run, metrics)
         run.summary(attribution_summary(explanations, metrics, model, data))
     run.input(data, "explained")
     if model is not None and model.model_id is not None:
         run.input_model(model.model_id)
-        if scores:
+        # Scores of concepts say nothing of what the model puts out.
+        if scores and explanations.layer is None:
             run.explained({result.name: result.mean for result in metrics}, model.model_id, data)
     _write_details(run, explanations, metrics, model, data, draw, shown)
 

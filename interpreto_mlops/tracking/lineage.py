@@ -108,6 +108,9 @@ def _of_dictionary(store: Store, found: ResolvedModel, tags: Mapping[str, str]) 
             yield Node("made by", "run", found.run_id, facts={"state": "deleted"})
         else:
             yield _run_node(store, "made by", run)
+            if named := run.data.tags.get(schema.TAG_LABELS_OF):
+                by = run.data.tags.get(schema.TAG_LABELS_BY)
+                yield Node("with new labels for", "dictionary", named, named, facts={"by": by} if by else {})
             yield from _data_nodes(run)
     yield from _version_nodes(store, found)
 

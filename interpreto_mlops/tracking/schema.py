@@ -14,7 +14,7 @@ from typing import Any
 
 from interpreto_mlops.errors import InputError, UnknownNameError
 
-KINDS = ("attributions", "concepts", "probe", "audit", "report")
+KINDS = ("attributions", "concepts", "probe", "simulatability", "audit", "report")
 DICTIONARY_KIND = "concept_dictionary"
 
 TAG_KIND = "interpreto.kind"
@@ -36,10 +36,26 @@ TAG_AUDIT_STATUS = "interpreto.audit.status"
 TAG_AUDIT_RUN = "interpreto.audit.run"
 TAG_AUDIT_PROMOTED = "interpreto.audit.promoted"
 TAG_COMPARED = "interpreto.compared"
+TAG_LABELS_OF = "interpreto.labels.of"
+TAG_LABELS_BY = "interpreto.labels.by"
 TAG_NOTE = "mlflow.note.content"
 TAG_TABLES = "mlflow.loggedArtifacts"
 TAG_VERSIONS = "mlflow.modelVersions"
 TAG_EXPERIMENT_KIND = "mlflow.experimentKind"
+
+TRACE_NAME = "mlflow.traceName"
+TRACE_SCHEMA = "mlflow.trace_schema.version"
+TRACE_RUN = "mlflow.sourceRun"
+TRACE_USAGE = "mlflow.trace.tokenUsage"
+TRACE_COST = "mlflow.trace.cost"
+SPAN_TRACE = "mlflow.traceRequestId"
+SPAN_TYPE = "mlflow.spanType"
+SPAN_INPUTS = "mlflow.spanInputs"
+SPAN_OUTPUTS = "mlflow.spanOutputs"
+SPAN_MODEL = "mlflow.llm.model"
+SPAN_USAGE = "mlflow.chat.tokenUsage"
+SPAN_COST = "mlflow.llm.cost"
+SPAN_ATTEMPTS = "interpreto.attempts"
 
 PARAMS = (
     "model",
@@ -57,6 +73,7 @@ PARAMS = (
     "folds",
     "repeats",
     "subject",
+    "language_model",
     "against",
     "policy",
     "policy_sha256",
@@ -89,6 +106,12 @@ CONCEPTS_IMPORTANCE_FIGURE = "concepts/importance.png"
 CONCEPTS_DENSITY = "concepts/density.parquet"
 CONCEPTS_DENSITY_FIGURE = "concepts/density.png"
 CONCEPTS_TRAINING_FIGURE = "concepts/training.png"
+INTERPRETATION_CHANGES = "interpretation/labels.json"
+INTERPRETATION_SCORES = "interpretation/scores.parquet"
+SIMULATABILITY_SETTINGS = "simulatability/settings.json"
+SIMULATABILITY_ANSWERS = "simulatability/answers.parquet"
+SIMULATABILITY_HTML = "simulatability/simulatability.html"
+QUESTIONS_FOLDER = "questions"
 PROBING_SCORES = "probing/scores.json"
 MODEL_CARD = "README.md"
 MODEL_LABELS = "labels.json"

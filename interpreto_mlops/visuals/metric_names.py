@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from interpreto_mlops.attributions.metrics.base import CONCEPT_FAITHFULNESS
 from interpreto_mlops.attributions.metrics.base import METRICS as ATTRIBUTION_METRICS
 from interpreto_mlops.concepts.metrics import METRICS as CONCEPT_METRICS
 
-_FAITHFULNESS = "faithfulness/"
+_FAITHFULNESS = ("faithfulness/", f"{CONCEPT_FAITHFULNESS}/")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ def metric_name(name: str) -> MetricName:
     if name in CONCEPT_METRICS:
         concept_metric = CONCEPT_METRICS.get(name)
         return MetricName(name, concept_metric.higher_is_better, concept_metric.description)
-    registered = name.removeprefix(_FAITHFULNESS)
+    registered = name
+    for group in _FAITHFULNESS:
+        registered = registered.removeprefix(group)
     # One metric may give several results, named after it: `plausibility/auprc`.
     registered = registered if registered in ATTRIBUTION_METRICS else registered.split("/")[0]
     if registered in ATTRIBUTION_METRICS:

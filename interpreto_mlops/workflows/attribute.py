@@ -16,14 +16,19 @@ import torch
 from interpreto_mlops.attributions import AttributionSet, Attributor
 from interpreto_mlops.attributions.comparison import Comparison, compare
 from interpreto_mlops.attributions.metrics import Metric, MetricResult
+from interpreto_mlops.concepts import ConceptTargets, concept_targets
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.models.layer_targets import LayerTargets
+from interpreto_mlops.models.splitting import Splitter
 from interpreto_mlops.models.targets import questions
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.granularity import parse_grain
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.attribution_evidence import write_attributions
+from interpreto_mlops.tracking.dictionary_flavor import load_dictionary
 from interpreto_mlops.tracking.runs import RunLog, run
+from interpreto_mlops.tracking.store import Store
 from interpreto_mlops.visuals.page import arrow
 from interpreto_mlops.workflows.job import Job, plain
 from interpreto_mlops.workflows.recipes import AttributeRecipe
@@ -79,12 +84,20 @@ class AttributionCell:
         return self.explanations.counters
 
 
-def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> Plan:
+def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset, store: Store | None = None) -> Plan:
     """Return what a recipe asks for.
+
+    Arguments:
+        recipe: of the job.
+        model: the model to explain.
+        dataset: the texts.
+        store: where a dictionary's address is looked up.
 
     Raises:
         UnknownNameError: a name or a parameter that is not known.
         InputError: a parameter that cannot be used.
+        ModelLoadError: there is no such dictionary.
+        IntegrityError: the dictionary is of another model.
     """
     recipe.check()
     common = {
@@ -100,10 +113,11 @@ def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> 
         label: plain(recipe, methods=[method.name], options=_options(recipe, [method.name, *recipe.metrics]))
         for label, method in methods.items()
     }
-    metrics = build_metrics(methods, recipe.metrics, scoring, recipe.options)
     targets = recipe.target if dataset.targets is None else column_targets(dataset)
+    at_layer = None if recipe.dictionary is None else _concepts(recipe, model, store)
+    metrics = build_metrics(methods, recipe.metrics, scoring, recipe.options, targets=at_layer)
     call: dict[str, Any] = {
-        "targets": targets,
+        "targets": targets if at_layer is None else at_layer,
         "contrast": recipe.contrast,
         "generation": recipe.generate or None,
         "truncation": recipe.truncation,
@@ -117,6 +131,19 @@ def planned(recipe: AttributeRecipe, model: TextModel, dataset: TextDataset) -> 
         **call,
     )
     return Plan(methods, metrics, call, recipes)
+
+
+def _concepts(recipe: AttributeRecipe, model: TextModel, store: Store | None) -> ConceptTargets:
+    """Return the concepts to explain, of a dictionary that was fitted on this model."""
+    assert recipe.dictionary is not None
+    dictionary = load_dictionary(recipe.dictionary, store=store)
+    layer = dictionary.provenance.get("layer")
+    if layer is None:
+        raise InputError(f"the dictionary {recipe.dictionary!r} does not say which layer it was fitted on")
+    split = Splitter(model, [layer])
+    targets = concept_targets(split, dictionary, recipe.concepts, aggregation=recipe.concept_aggregation)
+    targets.record["dictionary_uri"] = recipe.dictionary
+    return targets
 
 
 def column_targets(dataset: TextDataset) -> list[str | None] | None:
@@ -182,6 +209,8 @@ def _fixed(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         content = np.ascontiguousarray(value)
         return [str(content.dtype), list(content.shape), hashlib.sha256(content.tobytes()).hexdigest()]
+    if isinstance(value, LayerTargets):
+        return value.key
     if isinstance(value, np.generic):
         return value.item()
     return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

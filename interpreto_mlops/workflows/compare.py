@@ -10,6 +10,7 @@ from interpreto_mlops.attributions import Attributor
 from interpreto_mlops.attributions.comparison import Comparison
 from interpreto_mlops.attributions.metrics import METRICS, Metric
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
+from interpreto_mlops.models.layer_targets import layer_targets
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.hiding import texts_are_hidden
@@ -62,8 +63,8 @@ def compare_methods(
         methods: registry names, or methods that are built already.
         metrics: registry names, or metrics that are built already; `all` for every one that is neither costly nor needs
             more than the explanations.
-        targets, contrast, generation, truncation: what is explained, as a method is called with it; by default the
-            predicted class, or the model's own continuation.
+        targets, contrast, generation, truncation: what is explained, as a method is called with it: concepts, too; by
+            default the predicted class, or the model's own continuation.
         granularity, inference_mode, replacement, target_granularity: of methods given by name.
         seed: of methods and metrics given by name.
         n_random: random rankings of each text, of metrics given by name.
@@ -105,7 +106,7 @@ def compare_methods(
     built = build_methods(model, methods, common, known)
     plan = Plan(
         built,
-        build_metrics(built, metrics, scoring, known, rationales),
+        build_metrics(built, metrics, scoring, known, rationales, layer_targets(targets)),
         {
             "targets": column_targets(dataset) if targets is None else targets,
             "contrast": contrast,

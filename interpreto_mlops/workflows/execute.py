@@ -21,7 +21,7 @@ from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suit
 from interpreto_mlops.workflows.probe import Columns, columns_of, probe_layers
 from interpreto_mlops.workflows.probe_cells import ProbeCell, probe_table
 from interpreto_mlops.workflows.probe_report import write_probe_report
-from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, ProbeRecipe, Recipe
+from interpreto_mlops.workflows.recipes import AttributeRecipe, ConceptsRecipe, ExplainRecipe, ProbeRecipe
 from interpreto_mlops.workflows.reports import report_run, write_report
 from interpreto_mlops.workflows.workspace import Workspace
 
@@ -54,7 +54,7 @@ class Outcome:
         return [*cells, *((run_id, None) for run_id in learned), (self.report_run_id, None)]
 
 
-def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> Outcome:
+def execute(recipe: ExplainRecipe, *, command: str, console: Console | None = None) -> Outcome:
     """Carry a recipe out.
 
     Arguments:
@@ -70,7 +70,7 @@ def execute(recipe: Recipe, *, command: str, console: Console | None = None) -> 
         return _execute(recipe, command, console or Console(quiet=True))
 
 
-def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
+def _execute(recipe: ExplainRecipe, command: str, console: Console) -> Outcome:
     texts_are_hidden()  # What the environment says of it must be readable.
     recipe.check()
     dataset = load_dataset(
@@ -85,11 +85,11 @@ def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
     store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
     with console.stage("model"):
         model = load_model(recipe.model, store=store, **_arithmetic(recipe))
-        if isinstance(recipe, AttributeRecipe) and model.task == "encoder":
+        if isinstance(recipe, AttributeRecipe) and model.task == "encoder" and recipe.dictionary is None:
             raise InputError(f"{recipe.model!r} is neither a classifier nor a language model, which attributions need")
     job = Job(store, model, dataset, new_suite(recipe.kind), command, console)
     # Before any run is there: what the plan refuses leaves nothing in the store.
-    plan = planned(recipe, model, dataset) if isinstance(recipe, AttributeRecipe) else None
+    plan = planned(recipe, model, dataset, store) if isinstance(recipe, AttributeRecipe) else None
     columns = columns_of(recipe, dataset, console) if isinstance(recipe, ProbeRecipe) else {}
     console.say(f"{model.name} on {len(dataset)} texts of {dataset.name}; runs go to {store.shown}, suite {job.suite}")
     with catalogued(store, console, recipe.catalogue_uri, wanted=recipe.catalogue) as keeper:
@@ -100,7 +100,7 @@ def _execute(recipe: Recipe, command: str, console: Console) -> Outcome:
     return outcome
 
 
-def _carry_out(job: Job, recipe: Recipe, plan: Plan | None, columns: Columns) -> Outcome:
+def _carry_out(job: Job, recipe: ExplainRecipe, plan: Plan | None, columns: Columns) -> Outcome:
     console, store = job.console, job.store
     workspace = Workspace(None if isinstance(recipe, AttributeRecipe) else recipe.workspace)
     if count := workspace.close_abandoned(store):
@@ -126,7 +126,7 @@ def _carry_out(job: Job, recipe: Recipe, plan: Plan | None, columns: Columns) ->
     return outcome
 
 
-def _arithmetic(recipe: Recipe) -> dict[str, Any]:
+def _arithmetic(recipe: ExplainRecipe) -> dict[str, Any]:
     """Return how the model is to compute."""
     if isinstance(recipe, AttributeRecipe):
         return {"dtype": recipe.dtype, "autocast": recipe.autocast, "compile": recipe.compile}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from interpreto_mlops.attributions import METHODS
 from interpreto_mlops.attributions.metrics import METRICS
@@ -19,43 +19,14 @@ from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.registry import check_options as check_options
 from interpreto_mlops.registry import parameters_of as parameters_of
 from interpreto_mlops.text.datasets import DATASETS
+from interpreto_mlops.workflows.meaning_recipes import ConsimRecipe, LabelRecipe
+from interpreto_mlops.workflows.recipe_base import ModelRecipe, Names, Positive
 
 NAMED_COLUMN = "label"
 """What the labels of a named data set are called."""
 
-Positive = Annotated[int, Field(ge=1)]
-Names = Annotated[list[str], Field(min_length=1)]
 
-
-class _Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    data: str
-    text_column: str = "text"
-    label_column: str | None = None
-    split: str = "test"
-    max_texts: Positive | None = None
-    tracking_uri: str | None = None
-    experiment: str | None = None
-    catalogue_uri: str | None = None
-    catalogue: bool = True
-    hide_texts: bool = False
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = None
-    options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-
-    def options_of(self, method: str) -> dict[str, Any]:
-        """Return the parameters that the recipe gives one method."""
-        return dict(self.options.get(method, {}))
-
-    def _check_options(self, kinds: Mapping[str, Any], what: str = "method") -> None:
-        for name, given in self.options.items():
-            if name not in kinds:
-                raise UnknownNameError(f"{what} in options", name, kinds)
-            check_options(kinds[name], name, given)
-
-
-class AttributeRecipe(_Recipe):
+class AttributeRecipe(ModelRecipe):
     """Explain texts by attributions and score the explanations.
 
     Arguments:
@@ -79,6 +50,10 @@ class AttributeRecipe(_Recipe):
             continuation for a language model (its own by default).
         target_column: of the file; says for each text what `target` says for all.
         contrast: what the target is explained against: why this class rather than that one.
+        dictionary: the MLflow address or folder of a concept dictionary of the model; what is explained is then how
+            strong its concepts get in each text.
+        concepts: the numbers of these concepts.
+        concept_aggregation: how a text's rows become one number: `max`, `mean` or `sum`.
         generate: arguments of a language model's own generation, such as `{max_new_tokens: 20}`.
         target_granularity: what of a continuation is explained as one: each `token`, `word` or `sentence` of it.
         truncation: whether a prompt that is too long is cut on the left instead of refused.
@@ -88,14 +63,17 @@ class AttributeRecipe(_Recipe):
     """
 
     kind: Literal["attribute"] = "attribute"
-    methods: Names = ["occlusion", "integrated_gradients", "kernel_shap"]
-    metrics: list[str] = ["insertion", "deletion", "comprehensiveness", "sufficiency"]
+    methods: Names = Field(default=["occlusion", "integrated_gradients", "kernel_shap"])
+    metrics: list[str] = Field(default=["insertion", "deletion", "comprehensiveness", "sufficiency"])
     granularity: str = "word"
     inference_mode: str = "logits"
     replacement: str | int = "auto"
     target: str | int | None = None
     target_column: str | None = None
     contrast: str | int | None = None
+    dictionary: str | None = None
+    concepts: list[int] = Field(default_factory=list)
+    concept_aggregation: Literal["max", "mean", "sum"] = "max"
     generate: dict[str, Any] = Field(default_factory=dict)
     target_granularity: str = "token"
     truncation: bool = False
@@ -109,8 +87,8 @@ class AttributeRecipe(_Recipe):
 
         Raises:
             UnknownNameError: one that is not there.
-            InputError: a method or metric twice, a metric that needs rationales, or one target for all texts beside a
-                column of them.
+            InputError: a method or metric twice, a metric that needs rationales, or targets that are said twice or by
+                half, such as concepts without their dictionary.
         """
         kinds = {name: METHODS.get(name) for name in self.methods}
         metrics = {name: METRICS.get(name) for name in self.metrics}
@@ -123,9 +101,13 @@ class AttributeRecipe(_Recipe):
         self._check_options({**kinds, **metrics}, "method")
         if self.target is not None and self.target_column is not None:
             raise InputError("what is explained is said once, not by 'target' and 'target_column'")
+        if (self.dictionary is None) != (not self.concepts):
+            raise InputError("concepts are explained by 'dictionary' and 'concepts' together; one of them is missing")
+        if self.concepts and (self.target is not None or self.target_column is not None):
+            raise InputError("what is explained is said once, not by a target and by 'concepts'")
 
 
-class ConceptsRecipe(_Recipe):
+class ConceptsRecipe(ModelRecipe):
     """Learn concept dictionaries of layers, score, label and register them.
 
     What names model, texts and store is as in `AttributeRecipe`.
@@ -155,8 +137,8 @@ class ConceptsRecipe(_Recipe):
 
     kind: Literal["concepts"] = "concepts"
     layers: Annotated[list[int | str], Field(min_length=1)]
-    methods: Names = ["pca", "topk_sae"]
-    n_concepts: Annotated[list[Positive], Field(min_length=1)] = [64]
+    methods: Names = Field(default=["pca", "topk_sae"])
+    n_concepts: Annotated[list[Positive], Field(default=[64], min_length=1)]
     seeds: Positive = 2
     first_seed: Annotated[int, Field(ge=0)] = 0
     granularity: str = "token"
@@ -191,7 +173,7 @@ class ConceptsRecipe(_Recipe):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
 
 
-class ProbeRecipe(_Recipe):
+class ProbeRecipe(ModelRecipe):
     """Probe which layer knows what is labelled: one probe for each layer, method and column of labels.
 
     What names model, texts and store is as in `AttributeRecipe`.
@@ -213,8 +195,8 @@ class ProbeRecipe(_Recipe):
 
     kind: Literal["probe"] = "probe"
     layers: Annotated[list[int | str], Field(min_length=1)]
-    methods: Names = ["logistic", "mean_difference"]
-    label_columns: Names = ["label"]
+    methods: Names = Field(default=["logistic", "mean_difference"])
+    label_columns: Names = Field(default=["label"])
     granularity: str = "sample"
     aggregation: str = "mean"
     activation_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -303,7 +285,8 @@ def _setting(text: str, form: str) -> tuple[str, Any]:
         raise InputError(f"the value of {name.strip()!r} is not YAML: {value!r}") from error
 
 
-Recipe = AttributeRecipe | ConceptsRecipe | ProbeRecipe
+ExplainRecipe = AttributeRecipe | ConceptsRecipe | ProbeRecipe
+Recipe = ExplainRecipe | LabelRecipe | ConsimRecipe
 _ANY: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="kind")])
 
 

@@ -75,8 +75,11 @@ def build_metrics(
     common: Mapping[str, Any],
     options: Options,
     rationales: Sequence[Any] | None = None,
+    targets: Any = None,
 ) -> dict[str, list[Metric]]:
     """Return the metrics of each method; those given by name get the common parameters that they have and their own.
+
+    Metrics of explanations of concepts get the `targets` that the methods are called with.
 
     Raises:
         UnknownNameError: a name or a parameter that is not known.
@@ -90,7 +93,7 @@ def build_metrics(
         raise InputError(f"the metric {twice[0]!r} is given twice; a comparison has each metric once")
     # Only what needs the method is built anew for each.
     shared = {
-        kind.name: _metric(kind, next(iter(methods.values())), common, options, rationales)
+        kind.name: _metric(kind, next(iter(methods.values())), common, options, rationales, targets)
         for kind in kinds
         if isinstance(kind, type) and kind.needs != "explainer"
     }
@@ -98,7 +101,7 @@ def build_metrics(
         label: [
             kind
             if isinstance(kind, Metric)
-            else shared.get(kind.name) or _metric(kind, method, common, options, rationales)
+            else shared.get(kind.name) or _metric(kind, method, common, options, rationales, targets)
             for kind in kinds
         ]
         for label, method in methods.items()
@@ -111,10 +114,11 @@ def _metric(
     common: Mapping[str, Any],
     options: Options,
     rationales: Sequence[Any] | None,
+    targets: Any,
 ) -> Metric:
     if kind.needs == "rationales" and rationales is None:
         raise InputError(f"the metric {kind.name!r} needs rationales, for each text pairs (start, end) of characters")
-    given = {"model": method.model, "explainer": method, "rationales": rationales}
+    given = {"model": method.model, "explainer": method, "rationales": rationales, "targets": targets}
     fields = {each.name for each in dataclasses.fields(kind)}
     return kind(
         **{name: value for name, value in given.items() if name in fields}, **_parameters(kind, common, options)

@@ -4,51 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from interpreto_mlops.concepts import ActivationSet, ModelWithSplitPoints, PCAConcepts, TopKSAEConcepts, top_words
-from interpreto_mlops.concepts.activations import ActivationWriter
+from interpreto_mlops.concepts import ActivationSet, ModelWithSplitPoints, PCAConcepts, top_words
 from interpreto_mlops.concepts.interpretation import ConceptDescription
-from interpreto_mlops.concepts.linear import linear_state
 from interpreto_mlops.concepts.ranking import TopKeys
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.text_model import TextModel
 from interpreto_mlops.text.granularity import word_spans
-
-Row = tuple[int, int, int, list[float]]
+from tests.concepts.written_sets import Row, identity, written_set
 
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> Callable[..., ActivationSet]:
     """A factory: texts and rows (text, start, end, activations) make an activation set."""
-
-    def make(texts: Sequence[str], rows: Sequence[Row], granularity: str = "token") -> ActivationSet:
-        writer = ActivationWriter(tmp_path / "set", "layer", granularity, len(rows[0][3]), "float32")
-        columns = {
-            "text_ids": np.asarray([row[0] for row in rows], dtype=np.int32),
-            "positions": np.zeros(len(rows), dtype=np.int32),
-            "token_ids": np.zeros(len(rows), dtype=np.int32),
-            "spans": np.asarray([row[1:3] for row in rows], dtype=np.int32),
-        }
-        writer.add(torch.tensor([row[3] for row in rows]), columns)
-        lines = tmp_path / "texts.jsonl"
-        lines.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="ascii")
-        writer.close(lines, {})
-        return ActivationSet.open(tmp_path / "set")
-
-    return make
-
-
-def identity(width: int, *, signed: bool = False) -> PCAConcepts | TopKSAEConcepts:
-    """A dictionary whose codes are the activations themselves (their positive part, unless signed)."""
-    dictionary = PCAConcepts(n_concepts=width) if signed else TopKSAEConcepts(n_concepts=width, k=width)
-    dictionary.weights = linear_state(torch.zeros(width), 1.0, torch.eye(width), torch.zeros(width), torch.eye(width))
-    return dictionary
+    return partial(written_set, tmp_path)
 
 
 TEXTS = ("Good food, GOOD wine", "the goodness of wine", "bad soup")

@@ -18,6 +18,7 @@ from interpreto_mlops.attributions.metrics.subjects import Subject, subjects_of
 from interpreto_mlops.attributions.results import AttributionSet
 from interpreto_mlops.attributions.sampling import as_number
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.models.layer_targets import LayerTargets
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import Program
 from interpreto_mlops.models.text_model import TextModel
@@ -26,6 +27,9 @@ from interpreto_mlops.registry import Registry
 
 METRICS: Registry[type[Metric]] = Registry("attribution metric")
 """Every metric of attributions by its registry name."""
+
+CONCEPT_FAITHFULNESS = "concept_faithfulness"
+"""The group of results about explanations of concepts: they are in the codes' unit, not in probabilities."""
 
 _GRID = np.linspace(0.0, 1.0, 101)
 
@@ -74,7 +78,7 @@ class Metric(ABC):
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters by name, as runs log them."""
-        hidden = ("model", "explainer", "rationales")
+        hidden = ("model", "explainer", "rationales", "targets")
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
 
     @abstractmethod
@@ -96,6 +100,8 @@ class TextMetric(Metric):
         seed: of the random rankings, and of what else the metric draws.
         joint: whether a text's targets are scored as one: by the sum of their scores, and the geometric mean of their
             probabilities. By default each target is scored on its own, and a text has the mean over its targets.
+        targets: those that the method was called with, where it explained concepts. Codes then stand for probabilities,
+            in their own unit, which no bounds hold for, and the result is named `concept_faithfulness/…`.
 
     Raises:
         InputError: a parameter that cannot be used.
@@ -106,10 +112,13 @@ class TextMetric(Metric):
     n_random: int = 20
     seed: int = 0
     joint: bool = False
+    targets: LayerTargets | Sequence[LayerTargets] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, TextModel) or self.model.task == "encoder":
+        if not isinstance(self.model, TextModel) or (self.model.task == "encoder" and self.targets is None):
             raise InputError(f"{self.name} needs a TextModel with a classifier or a language model, not {self.model!r}")
+        if self.targets is not None and self.joint:
+            raise InputError(f"{self.name} of concepts has no probabilities that joint=True could average")
         object.__setattr__(self, "n_random", as_integer("n_random", self.n_random, 1))
         object.__setattr__(self, "seed", as_integer("seed", self.seed, 0))
         Replacement.resolve(self.replacement, self.model)
@@ -158,7 +167,7 @@ class TextMetric(Metric):
                 better[i] = share_beaten(sign * item.own, sign * item.random)
         curves = [item.curves for item in outcomes if isinstance(item, TextScore) and item.curves is not None]
         return MetricResult(
-            name=self.name,
+            name=self.name if self.targets is None else f"{CONCEPT_FAITHFULNESS}/{self.name}",
             method=explanations.method,
             values=own,
             random_values=nan_mean(random, axis=1),
@@ -169,7 +178,7 @@ class TextMetric(Metric):
             skipped=dict(Counter(item for item in outcomes if isinstance(item, str))),
             parameters=self.parameters,
             counters=counters,
-            bounds=self.bounds,
+            bounds=self.bounds if self.targets is None else (-np.inf, np.inf),
             random_draws=nan_mean(random, axis=0),
         )
 
@@ -216,9 +225,10 @@ def outcomes_together(metrics: Sequence[TextMetric], explanations: AttributionSe
 
 def _views(metrics: Sequence[TextMetric], explanations: AttributionSet) -> Iterator[list[Subject]]:
     """Yield each text as each metric sees it; metrics that see it alike share one view."""
-    kinds = [(metric.replacement, metric.joint) for metric in metrics]
+    kinds = [(metric.replacement, metric.joint, id(metric.targets)) for metric in metrics]
     streams = {
-        kind: subjects_of(explanations, metrics[0].model, kind[0], joint=kind[1]) for kind in dict.fromkeys(kinds)
+        kind: subjects_of(explanations, metric.model, metric.replacement, joint=metric.joint, targets=metric.targets)
+        for kind, metric in dict(zip(kinds, metrics, strict=True)).items()
     }
     for row in zip(*streams.values(), strict=True):
         seen = dict(zip(streams, row, strict=True))

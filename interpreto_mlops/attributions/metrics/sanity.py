@@ -25,6 +25,7 @@ from interpreto_mlops.attributions.metrics.max_sensitivity import (
 from interpreto_mlops.attributions.metrics.results import Floats, SanityResult
 from interpreto_mlops.attributions.recall import recalled
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.splitting import block_paths
 from interpreto_mlops.models.text_model import TextModel
 
@@ -73,6 +74,11 @@ class SanityCheck(Metric):
             InputError: the explanations are of another method.
         """
         check_method(self.name, self.explainer, explanations)
+        if any(target.layer is not None for item in explanations for target in item.targets):
+            raise InputError(
+                f"{self.name} draws weights anew from the head downwards, of which a concept's layer sees little; it "
+                "judges explanations of a model's outputs alone"
+            )
         skipped = [_reason(item) for item in explanations]
         kept = [item for item, reason in zip(explanations, skipped, strict=True) if reason is None]
         first = [item.scores for item in kept]

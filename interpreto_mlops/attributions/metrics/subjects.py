@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from interpreto_mlops.attributions.game import Game, Presence
 from interpreto_mlops.attributions.metrics.results import Floats
 from interpreto_mlops.attributions.recall import recalled
 from interpreto_mlops.attributions.results import Attribution, AttributionSet
+from interpreto_mlops.models.layer_targets import LayerTargets
 from interpreto_mlops.models.objectives import InferenceMode, Objective
 from interpreto_mlops.models.replacement import Replacement
 from interpreto_mlops.models.requests import EmbeddingRequest, Readout, ScoreRequest
@@ -140,17 +141,23 @@ def ranks_of(keys: npt.NDArray[np.generic]) -> Ranks:
 
 
 def subjects_of(
-    explanations: AttributionSet, model: TextModel, replacement: str | int, *, joint: bool = False
+    explanations: AttributionSet,
+    model: TextModel,
+    replacement: str | int,
+    *,
+    joint: bool = False,
+    targets: LayerTargets | Sequence[LayerTargets] | None = None,
 ) -> Iterator[Subject]:
     """Tie explanations to the model that is to judge them.
 
     Of a continuation the prompt alone is perturbed: its own token ids stay.
 
     Raises:
-        InputError: explanations whose elements or classes are not those of this model.
+        InputError: explanations whose elements or classes are not those of this model, or of a layer without their
+            targets.
     """
     resolved = Replacement.resolve(replacement, model)
-    for item, question, elements in recalled(model, explanations):
+    for item, question, elements in recalled(model, explanations, targets):
         players = np.arange(len(elements))
         if item.prompt_tokens is not None:
             players = players[elements.ends()[1] < item.prompt_tokens]

@@ -172,8 +172,8 @@ def _attributions(key: int, place: int, item: Attribution, keep: bool, word_of: 
     if item.is_hidden:
         word_of = taken_word
     for index, target in enumerate(item.targets):
-        # A class has a name that somebody gave it; what a language model wrote, or is at a place of the text, is text.
-        generated = bool(target.positions or target.ids)
+        # A class has a name that somebody gave it; other names hold words of texts.
+        generated = target.is_text
         name_of = plain_name if not generated else taken_name if item.is_hidden else plain_name if keep else hidden_name
         name = name_of(target.name)
         for rank, element in enumerate(item.ranking(index)[:TOP_WORDS].tolist(), 1):

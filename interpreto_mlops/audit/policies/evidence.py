@@ -216,6 +216,9 @@ def _attributions(store: Store, run: Run, manifest: Mapping[str, str]) -> Iterat
     there = {path for path in _listed(store, run, schema.ATTRIBUTIONS) if PurePosixPath(path).name in _FILES}
     _check_sealed(there, manifest)
     for place, each in enumerate(read_explanations(store, run_id)):
+        # Rules are about what the model puts out; what drives a concept is no evidence of that.
+        if each.explanations.layer is not None:
+            continue
         part = None if place == 0 and schema.ATTRIBUTIONS_FILES[0] in there else each.label
         details_at = schema.artifact_of_part(schema.ATTRIBUTIONS_METRICS, part)
         details = json.loads(read_file(store, run_id, details_at)) if details_at in there else {}

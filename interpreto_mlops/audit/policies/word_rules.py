@@ -177,8 +177,8 @@ def _look(rule: WordsRule, evidence: Evidence, piece: Piece) -> _Found:
 
 
 def _shown(target: Target, evidence: Evidence) -> str:
-    """Return what a target is called: what is at a place of the text, or was written, is text."""
-    is_text = bool(target.positions or target.ids) and not is_hash(target.name)
+    """Return what a target is called; names that hold words of texts are hidden with the texts."""
+    is_text = target.is_text and not is_hash(target.name)
     return hidden_name(target.name) if is_text and evidence.hides_texts else target.name
 
 

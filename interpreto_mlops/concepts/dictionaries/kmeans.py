@@ -118,6 +118,11 @@ class KMeansConcepts(LinearDecoder):
             errors[softness] = float((rows - _soft(distances, softness) @ decoder).square().sum(dim=1).mean())
         return min(errors, key=lambda softness: errors[softness])
 
+    @property
+    def differentiable(self) -> bool:
+        """Soft codes are; the number of the nearest centre is not."""
+        return self.softness > 0.0
+
     def _encode(self, rows: torch.Tensor) -> torch.Tensor:
         distances = _squared_distances(rows.double() - self.mean.double(), self.dictionary.double())
         return _soft(distances, self.softness).float()

@@ -50,6 +50,11 @@ class NeuronsAsConcepts(LinearDecoder):
         self.n_concepts = self.width
 
     @property
+    def differentiable(self) -> bool:
+        """Codes are the rows."""
+        return True
+
+    @property
     def width(self) -> int:
         """The width of the layer."""
         return len(self.mean)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from interpreto_mlops.concepts.interpretation.description import ConceptDescription, Context, Word
+from interpreto_mlops.concepts.interpretation.units import pieces_at
 from interpreto_mlops.concepts.ranking import TopKeys
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.text.granularity import Spans, word_spans
@@ -95,15 +96,7 @@ class _Places:
         return tuple(self._word_spans(text, span[None])[0].tolist())
 
     def _word_spans(self, text: str, spans: Spans) -> Spans:
-        if self._joined:
-            return spans
-        pieces = word_spans(text)
-        if not len(pieces):
-            return spans
-        piece = pieces[np.maximum(np.searchsorted(pieces[:, 0], spans[:, 0], side="right") - 1, 0)]
-        # A token that is nowhere in the text has the span (0, 0), and is not in the first word.
-        inside = (piece[:, 0] <= spans[:, 0]) & (spans[:, 0] < piece[:, 1]) & (spans[:, 0] < spans[:, 1])
-        return np.where(inside[:, None], piece, spans)
+        return spans if self._joined else pieces_at(word_spans(text), spans)
 
     def words(self) -> tuple[Integers, list[str]]:
         """Return the word of each row, as a place in the list of all words; -1 for rows without one."""

@@ -221,6 +221,39 @@ def evaluate_effect(
     return {each.name: each.compute(statistics) for _, each in METRICS.items() if each.needs == "outputs"}
 
 
+def predicted_classes(
+    split: Splitter,
+    dictionary: ConceptDictionary,
+    texts: Iterable[str] | TextDataset,
+    *,
+    layer: int | str | None = None,
+    token_budget: int = 2048,
+    allow_mismatch: bool = False,
+) -> npt.NDArray[np.int64]:
+    """Return the class of each text as the model says it, and as it says it with a layer reconstructed.
+
+    Arguments:
+        split: a sequence classifier, split at the dictionary's layer; the other arguments are `evaluate_effect`'s.
+
+    Returns:
+        Class ids, shape (texts, 2); −1 for a text without a row, which nothing replaces.
+
+    Raises:
+        InputError: another model, or rows that are no means.
+        IntegrityError: a dictionary of another model.
+        ModelOutputError: the model puts out NaN or infinity.
+    """
+    path = place_of(split, dictionary, layer, allow_mismatch=allow_mismatch)
+    run = _Effect(split, dictionary, path, token_budget)
+    if split.model.task != "classification":
+        raise InputError(f"classes of texts are said by sequence classifiers, and {split.model.name!r} is none")
+    encodings = list(split.model.encode(texts.texts if isinstance(texts, TextDataset) else texts))
+    classes = np.full((len(encodings), 2), -1, dtype=np.int64)
+    for places, found in run.classes([encoding for encoding in encodings if run.has_rows(encoding)]):
+        classes[places] = found.numpy()
+    return classes
+
+
 def has_predictions(model: TextModel) -> bool:
     """Whether the effect of a layer on the model can be measured: it has exclusive classes, or is a decoder."""
     if model.task == "generation":
@@ -283,18 +316,25 @@ class _Effect:
     def measure(self, encodings: Sequence[Encoding], labels: Sequence[int] | None) -> EffectStatistics:
         statistics = EffectStatistics()
         for plans, inputs in self._batches(encodings):
-
-            def reconstruct(rows: torch.Tensor) -> torch.Tensor:
-                return self.dictionary.decode(self.dictionary.encode(rows))
-
             clean = self._predictions(plans, inputs)
-            with self._moved(plans, reconstruct):
+            with self._moved(plans, self._reconstruct):
                 replaced = self._predictions(plans, inputs)
             with self._moved(plans, lambda rows: self.mean.expand_as(rows)):
                 ablated = self._predictions(plans, inputs)
             if len(clean):
                 statistics.add(clean, replaced, ablated, self._targets(plans, clean, labels))
         return statistics
+
+    def classes(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Yield the places of a batch's texts, and their classes as they are and reconstructed, shape (texts, 2)."""
+        for plans, inputs in self._batches(encodings):
+            clean = self._predictions(plans, inputs).argmax(dim=1)
+            with self._moved(plans, self._reconstruct):
+                replaced = self._predictions(plans, inputs).argmax(dim=1)
+            yield [plan.encoding.index for plan in plans], torch.stack([clean, replaced], dim=1)
+
+    def _reconstruct(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.dictionary.decode(self.dictionary.encode(rows))
 
     def _batches(self, encodings: Sequence[Encoding]) -> Iterator[tuple[list[RowPlan], dict[str, torch.Tensor]]]:
         for places in pack([len(encoding) for encoding in encodings], self.token_budget):
