@@ -196,7 +196,15 @@ def _carry_out(work: _Work) -> Labelled:
     done = Labelled(job.store, log.run_id, descriptions, scores, unlabelled)
     name = recipe.name or (subject.found.name if subject.found.version is not None else None)
     if recipe.register_version and name is not None:
-        version = register_dictionary(job.store, logged, dictionary, name=name, metrics=metrics)
+        version = register_dictionary(
+            job.store,
+            logged,
+            dictionary,
+            name=name,
+            metrics=metrics,
+            tags=_labelled(work),
+            description=_summary(work, dictionary, metrics),
+        )
         done = replace(done, version=(name, str(version.version)))
     return done
 
@@ -309,14 +317,19 @@ def _summary(work: _Work, dictionary: ConceptDictionary, metrics: Mapping[str, f
     return f"Labels by {schema.markdown(by)} for the concepts of {source}. {dictionary_summary(dictionary, metrics)}"
 
 
+def _labelled(work: _Work) -> dict[str, str]:
+    """Return the tags that say of which version the labels are new, and who gave them."""
+    by = work.recipe.by if work.asker is None else work.asker.model.name
+    found = {schema.TAG_LABELS_OF: work.subject.found.uri, schema.TAG_LABELS_BY: by}
+    return {name: value for name, value in found.items() if value}
+
+
 def _tags(work: _Work) -> dict[str, str | None]:
-    origin = work.recipe.by if work.asker is None else work.asker.model.name
     return {
         **work.job.tags(),
         schema.TAG_LAYER: work.subject.layer,
         schema.TAG_METHOD: work.subject.dictionary.name,
-        schema.TAG_LABELS_OF: work.subject.found.uri,
-        schema.TAG_LABELS_BY: origin or None,
+        **_labelled(work),
     }
 
 

@@ -124,6 +124,9 @@ class TestNames:
         assert found.data.tags["interpreto.labels.by"] == "judge"
         assert found.data.params["language_model"] == "judge"
         assert found.data.params["subject"] == stored
+        registered = store.client.get_model_version(*done.version)
+        assert registered.tags["interpreto.labels.of"] == stored
+        assert registered.description.startswith("Labels by judge for the concepts of models:/")
         score = done.scores["interpretation/detection"]
         assert found.data.metrics["interpretation/detection"] == pytest.approx(score.mean)
         assert found.data.metrics["interpretation/detection_shuffled"] == pytest.approx(score.shuffled_mean)
