@@ -170,8 +170,12 @@ def _carry_out(work: _Work) -> Labelled:
         if work.asker is not None and recipe.llm is not None:
             trace_into(log, recipe.llm, work.asker)
         before = _described(work)
-        descriptions, unlabelled = _named(work, before)
-        scores = _scored(work, descriptions)
+        try:
+            descriptions, unlabelled = _named(work, before)
+            scores = _scored(work, descriptions)
+        finally:
+            if work.asker is not None:
+                job.console.say(f"  {totals_line(work.asker)}")
         dictionary = _with_names(subject.dictionary, descriptions)
         metrics = evaluate(dictionary, work.scored_on)
         for score in scores.values():
@@ -234,8 +238,6 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
         with console.stage("names"):
             split = work.subject.split
             found = ask(dictionary, work.named_on, split, questioner=work.asker, concepts=recipe.concepts)
-        if not isinstance(work.asker, Estimating):
-            console.say(f"  {totals_line(work.asker)}")
         after, unlabelled = list(found.descriptions), dict(found.unlabelled)
         if not found.n_labelled and recipe.labels is None and not isinstance(work.asker, Estimating):
             why = next(iter(unlabelled.values()), "there is nothing to ask about")
