@@ -58,6 +58,9 @@ class TCAVResult:
     def p_values(self, measure: str = "tcav", *, corrected: bool = True) -> Floats:
         """Return the p-values of two-sided t-tests of a concept's repetitions against random ones (Welch's).
 
+        None is below what the order of so many repetitions can show: were they dealt out at random between the concept
+        and chance, all of one side would lie above all of the other in 2 of (2 · repetitions choose repetitions) deals.
+
         Arguments:
             measure: `tcav` or `sensitivity`.
             corrected: times the number of tests, over concepts and classes (Bonferroni).
@@ -105,14 +108,16 @@ class TCAVResult:
 
 
 def _welch(own: Floats, random: Floats) -> float:
-    """Return the p-value of a two-sided t-test; samples without any variance differ for certain or not at all."""
+    """Return the p-value of a two-sided t-test, but none that is smaller than any test of ranks could give."""
     # Shares are often all alike, and a variance that is rounding would be taken for one.
     shares = [0.0 if np.ptp(each) == 0 else float(each.var(ddof=1)) / len(each) for each in (own, random)]
     total, difference = sum(shares), float(own.mean() - random.mean())
+    # Few repetitions that are all alike, as shares of 0 or 1, say little, and a t-test would be certain.
+    least = min(1.0, 2.0 / math.comb(len(own) + len(random), len(own)))
     if total == 0:
-        return 1.0 if own[0] == random[0] else 0.0
+        return 1.0 if own[0] == random[0] else least
     freedom = total**2 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (own, random), strict=True))
-    return float(2.0 * stats.t.sf(abs(difference) / math.sqrt(total), freedom))
+    return max(least, float(2.0 * stats.t.sf(abs(difference) / math.sqrt(total), freedom)))
 
 
 def tcav(
@@ -283,7 +288,8 @@ def _parts(places: Integers, groups: Integers, n_parts: int, rng: np.random.Gene
 
 def _direction(probe: LinearProbe, values: Floats, first: Integers, second: Integers) -> Floats:
     """Return the direction of norm 1 from the rows of the second set to those of the first, shape (width,)."""
-    fresh = type(probe)(**{**probe.parameters, "n_concepts": None})
+    # Calibration turns no direction but where it finds nothing, and would ask for more rows.
+    fresh = type(probe)(**{**probe.parameters, "n_concepts": None, "calibration": "none"})
     both = torch.from_numpy(np.concatenate([values[first], values[second]])).float()
     with unobserved():
         fresh.fit(both, np.arange(len(both)) < len(first))
