@@ -17,7 +17,7 @@ from interpreto_mlops.concepts.base import Activations, check_integer
 from interpreto_mlops.concepts.dictionaries.neurons import NeuronsAsConcepts
 from interpreto_mlops.concepts.importance import local_importance
 from interpreto_mlops.concepts.probes.base import PROBES, Bools, Floats, Integers, Probe, gathered
-from interpreto_mlops.concepts.probes.labels import groups_of, label_matrix
+from interpreto_mlops.concepts.probes.labels import check_names, groups_of, label_matrix
 from interpreto_mlops.concepts.probes.linear import LinearProbe
 from interpreto_mlops.concepts.rows import Rows, as_rows, data_facts
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
@@ -178,8 +178,7 @@ def tcav(
     rows = as_rows(activations)
     data_facts(rows)
     matrix = label_matrix(labels, rows, per)
-    if names is not None and len(names) != matrix.shape[1]:
-        raise InputError(f"{matrix.shape[1]} concepts need as many names, not {list(names)!r}")
+    check_names(names, matrix.shape[1])
     by_class = _derivatives(split, rows, texts, class_labels, layer, token_budget)
     own = groups_of(rows, groups)
     drawn = [

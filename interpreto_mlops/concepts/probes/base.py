@@ -24,7 +24,7 @@ from interpreto_mlops.concepts.interpretation import ConceptDescription, Label, 
 from interpreto_mlops.concepts.learner import Learner, State
 from interpreto_mlops.concepts.probes.calibration import CALIBRATIONS, best_threshold, platt
 from interpreto_mlops.concepts.probes.dividing import divided
-from interpreto_mlops.concepts.probes.labels import digest_of, groups_of, label_matrix
+from interpreto_mlops.concepts.probes.labels import check_names, digest_of, groups_of, label_matrix
 from interpreto_mlops.concepts.probes.normalising import NORMALISATIONS, Normaliser
 from interpreto_mlops.concepts.rows import DataFacts, Rows, as_rows, data_facts
 from interpreto_mlops.concepts.scikit import MOST_ROWS
@@ -61,7 +61,8 @@ class Probe(ConceptDictionary):
         normalisation: of rows before anything else: `none`, `centre`, `standardise` or `unit_norm`.
         calibration: `none`, `balanced` (the bias with the best balanced accuracy on held-out rows) or `platt` (scores
             become log odds, fitted on held-out rows; see `probabilities`).
-        calibration_share: the share of the texts whose rows are held out for that, from 0.01 to a half.
+        calibration_share: the share of the texts whose rows are held out for that, from 0.01 to a half; more where a
+            concept has so few texts that one would not be held out.
         max_rows: of more rows an even sample is learned from.
     """
 
@@ -156,13 +157,13 @@ class Probe(ConceptDictionary):
         return self
 
     def _check_columns(self, matrix: Floats, names: Sequence[str] | None) -> None:
-        if self.n_concepts not in (None, matrix.shape[1]):
+        # What an earlier fit has found in its labels binds no other.
+        if not self.is_fitted and self.n_concepts not in (None, matrix.shape[1]):
             raise InputError(
                 f"labels with {matrix.shape[1]} columns are of as many concepts, not {self.n_concepts}; leave "
                 "n_concepts out"
             )
-        if names is not None and (isinstance(names, str) or len(names) != matrix.shape[1]):
-            raise InputError(f"{matrix.shape[1]} concepts need as many names, not {names!r}")
+        check_names(names, matrix.shape[1])
 
     def sampled(self, matrix: Floats) -> Integers:
         """Return the places of the rows to learn from: those that have a label, or an even sample of them."""

@@ -10,8 +10,12 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 NORMALISATIONS = ("none", "centre", "standardise", "unit_norm")
-"""`none`; `centre`: the mean is subtracted; `standardise`: divided by the standard deviation, too; `unit_norm`: the
+"""`none`; `centre`: the mean is subtracted; `standardise`: divided by the standard deviation, too (of
+dimensions that change by more than rounding); `unit_norm`: the
 centred row is divided by its own norm."""
+
+# Of the largest number of a dimension: what the same row may differ by from batch to batch, in float32.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Normaliser:
         spread = np.ones(width)
         if kind == "standardise":
             deviation = rows.std(axis=0)
-            # A dimension that never changes is left as it is: zero after the shift.
-            spread = np.where(deviation > 0, deviation, 1.0)
+            # A dimension that never changes, or by no more than rounding in the model does, is left as it is.
+            spread = np.where(deviation > _ROUNDING * np.abs(rows).max(axis=0), deviation, 1.0)
         # As they are kept: what a probe learns is what it will see after it was saved.
         shift, spread = (each.astype(np.float32).astype(np.float64) for each in (shift, spread))
         plain = cls(shift, spread, 0.0)
