@@ -54,7 +54,9 @@ def columns_of(recipe: ProbeRecipe, dataset: TextDataset, console: Console) -> C
         labelled = _labelled(recipe, dataset, name)
         assert labelled.labels is not None
         names, labels = label_concepts(labelled.labels, name)
-        n_with, n_without = ((labels == value).sum(axis=0) for value in (1, 0))
+        # A text of nothing leaves no row to probe.
+        written = labels[[bool(text.strip()) for text in labelled.texts]]
+        n_with, n_without = ((written == value).sum(axis=0) for value in (1, 0))
         needed = _texts_needed(recipe)
         enough = np.minimum(n_with, n_without) >= needed
         if not enough.any():
