@@ -58,8 +58,8 @@ class TCAVResult:
     def p_values(self, measure: str = "tcav", *, corrected: bool = True) -> Floats:
         """Return the p-values of two-sided t-tests of a concept's repetitions against random ones (Welch's).
 
-        None is below what the order of so many repetitions can show: were they dealt out at random between the concept
-        and chance, all of one side would lie above all of the other in 2 of (2 · repetitions choose repetitions) deals.
+        Where all repetitions of a side agree, as shares of 0 or 1 often do, no variance can be told from them: the
+        p-value is then at least that of their order, 2 / (2 · repetitions choose repetitions) for two such sides.
 
         Arguments:
             measure: `tcav` or `sensitivity`.
@@ -108,12 +108,12 @@ class TCAVResult:
 
 
 def _welch(own: Floats, random: Floats) -> float:
-    """Return the p-value of a two-sided t-test, but none that is smaller than any test of ranks could give."""
+    """Return the p-value of a two-sided t-test; of samples without variance at least that of a permutation test."""
     # Shares are often all alike, and a variance that is rounding would be taken for one.
     shares = [0.0 if np.ptp(each) == 0 else float(each.var(ddof=1)) / len(each) for each in (own, random)]
     total, difference = sum(shares), float(own.mean() - random.mean())
-    # Few repetitions that are all alike, as shares of 0 or 1, say little, and a t-test would be certain.
-    least = min(1.0, 2.0 / math.comb(len(own) + len(random), len(own)))
+    # Two of so many ways to deal the repetitions out divide them as far.
+    least = min(1.0, 2.0 / math.comb(len(own) + len(random), len(own))) if min(shares) == 0 else 0.0
     if total == 0:
         return 1.0 if own[0] == random[0] else least
     freedom = total**2 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (own, random), strict=True))
