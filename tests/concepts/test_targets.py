@@ -494,6 +494,22 @@ def test_gradient_methods_take_probes(name, normalisation):
         torch.testing.assert_close((gradient * step).sum(dim=1), (ahead - behind) / 2, rtol=0.02, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", [name for name, _ in METHODS.items()])
+@pytest.mark.parametrize("probe", ["logistic", "svdd", "cosine"])
+def test_every_method_explains_a_probe_or_says_why_not(tiny_model, probe, method):
+    model = tiny_model("bert")
+    split = ModelWithSplitPoints(model, [1])
+    rows = split.get_activations([SIX, "awful soup", "a bad place", "good food"] * 5, progress=False)[1]
+    labels = rows.tensor()[:, 0] > rows.tensor()[:, 0].median()
+    targets = concept_targets(split, PROBES.get(probe)().fit(rows, labels.numpy(), per="row"), 0, aggregation="mean")
+    if method == "attn_lrp" and probe != "logistic":
+        with pytest.raises(InputError, match="has no rule for"):
+            METHODS.get(method)(model)(["food"], targets=targets)
+        return
+    for item in METHODS.get(method)(model)(["food", SIX], targets=targets):
+        assert np.isfinite(item.scores).all()
+
+
 def test_integrated_gradients_of_a_linear_probe_are_complete(tiny_model):
     model = tiny_model("bert")
     split = ModelWithSplitPoints(model, [1])
