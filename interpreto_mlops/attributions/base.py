@@ -306,7 +306,11 @@ class Attributor(ABC):
 def _record(targets: Any) -> dict[str, Any]:
     """Return what results say of targets at a layer."""
     at_layer = layer_targets(targets)
-    return {} if at_layer is None else (at_layer[0] if isinstance(at_layer, list) else at_layer).record
+    if at_layer is None:
+        return {}
+    first, *others = [each.record for each in (at_layer if isinstance(at_layer, list) else [at_layer])]
+    differing = {name for other in others for name in first if other.get(name) != first[name]}
+    return {name: "differs by text" if name in differing else value for name, value in first.items()}
 
 
 Steps = Generator["Presence | Query", Any, Estimate]

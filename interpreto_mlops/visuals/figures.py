@@ -89,9 +89,11 @@ def curves_figure(results: Sequence[MetricResult]) -> Figure:
         for result in panel:
             _curve(axes, result, methods.index(result.method))
         better = panel[0].higher_is_better
-        axes.set_title(f"{drawable(name)} {arrow(better)}", loc="left", fontsize=10, color=_INK)
+        known = metric_name(name)
+        axes.set_title(f"{drawable(known.title)} {arrow(better)}", loc="left", fontsize=10, color=_INK)
         axes.set_xlabel("elements put back, %" if "insertion" in name else "elements taken away, %")
-        axes.set_ylabel("probability" if place == 1 else "")
+        scale = "concept's activation" if known.is_of_concepts else "probability"
+        axes.set_ylabel(scale if place == 1 else "")
         handles, labels = axes.get_legend_handles_labels()
         order = sorted(range(len(labels)), key=lambda i: labels[i].startswith("random "))
         axes.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False, fontsize=8)

@@ -8,7 +8,8 @@ from interpreto_mlops.attributions.metrics.base import CONCEPT_FAITHFULNESS
 from interpreto_mlops.attributions.metrics.base import METRICS as ATTRIBUTION_METRICS
 from interpreto_mlops.concepts.metrics import METRICS as CONCEPT_METRICS
 
-_FAITHFULNESS = ("faithfulness/", f"{CONCEPT_FAITHFULNESS}/")
+_OF_CONCEPTS = f"{CONCEPT_FAITHFULNESS}/"
+_FAITHFULNESS = ("faithfulness/", _OF_CONCEPTS)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,13 @@ class MetricName:
     @property
     def title(self) -> str:
         """The name without its group, in words."""
-        return self.name.rsplit("/", 1)[-1].replace("_", " ")
+        words = self.name.rsplit("/", 1)[-1].replace("_", " ")
+        return f"{words} (concepts)" if self.is_of_concepts else words
+
+    @property
+    def is_of_concepts(self) -> bool:
+        """Whether it judges explanations of concepts, whose activations stand for probabilities."""
+        return self.name.startswith(_OF_CONCEPTS)
 
 
 def metric_name(name: str) -> MetricName:
@@ -47,7 +54,10 @@ def metric_name(name: str) -> MetricName:
     registered = registered if registered in ATTRIBUTION_METRICS else registered.split("/")[0]
     if registered in ATTRIBUTION_METRICS:
         metric = ATTRIBUTION_METRICS.get(registered)
-        return MetricName(name, metric.higher_is_better, _first_sentence(metric.__doc__))
+        meaning = _first_sentence(metric.__doc__)
+        if name.startswith(_OF_CONCEPTS):
+            meaning = meaning.replace("probability", "concept's activation").replace("probabilities", "activations")
+        return MetricName(name, metric.higher_is_better, meaning)
     return MetricName(name)
 
 

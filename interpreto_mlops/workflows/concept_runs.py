@@ -96,13 +96,13 @@ def write(job: Job, recipe: ConceptsRecipe, cell: ConceptCell, log: RunLog, held
 
 def register_best(job: Job, recipe: ConceptsRecipe, cells: list[ConceptCell]) -> None:
     """Register the dictionary of each layer whose metric is the best."""
-    sign = 1 if CONCEPT_METRICS.get(recipe.select_by).higher_is_better else -1
+    metric = CONCEPT_METRICS.get(recipe.select_by)
     with job.console.stage("tracking"):
         for layer in recipe.layers:
             ours = [cell for cell in cells if cell.layer == layer]
             # The layer's own neurons reconstruct it without an error, and are what the others are compared with.
             learned = [cell for cell in ours if cell.dictionary.sized] or ours
-            best = max(learned, key=lambda cell: sign * cell.metrics[recipe.select_by])
+            best = max(learned, key=lambda cell: metric.goodness(cell.metrics[metric.name]))
             assert best.logged is not None
             version = register_dictionary(job.store, best.logged, best.dictionary, metrics=best.metrics)
             best.registered = (dictionary_name(best.dictionary), str(version.version))

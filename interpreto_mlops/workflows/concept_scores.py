@@ -18,6 +18,7 @@ from interpreto_mlops.concepts import (
     stability,
     stability_random,
 )
+from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
 from interpreto_mlops.concepts.metrics import has_predictions, shared_fraction
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.models.objectives import InferenceMode, check_mode
@@ -73,6 +74,21 @@ def explainer(job: Job, recipe: ConceptsRecipe, split: ModelWithSplitPoints) -> 
     return explain
 
 
+def check_selectable(job: Job, recipe: ConceptsRecipe, held_out: TextDataset) -> None:
+    """Refuse a metric to select by that cannot be computed with this model or these texts, before anything is fitted.
+
+    Raises:
+        InputError: a model whose effect cannot be measured, or texts with too few labels to probe.
+    """
+    needs, missing = CONCEPT_METRICS.get(recipe.select_by).needs, None
+    if needs == "outputs" and not has_predictions(job.model):
+        missing = f"the effect on {job.model.name!r} needs exclusive classes, or a decoder"
+    if needs == "probe" and _probed(held_out) is None:
+        missing = f"two labels need at least {_FEW_LABELS} of the {len(held_out)} texts that metrics are computed on"
+    if missing:
+        raise InputError(f"no dictionary can be selected by {recipe.select_by!r}: {missing}")
+
+
 def _why_no_importance(job: Job, recipe: ConceptsRecipe) -> str | None:
     """Return why nothing can be said about importance, or None where it can."""
     if job.model.task == "encoder":
@@ -122,13 +138,15 @@ def score(
 
 def _probes(dictionary: ConceptDictionary, activations: ActivationSet, held_out: TextDataset) -> dict[str, float]:
     """Probe the labels of the texts, where there are enough of each."""
-    if held_out.labels is None:
-        return {}
-    counts = Counter(held_out.labels)
-    kept = [label if counts[label] >= _FEW_LABELS else None for label in held_out.labels]
-    if len({label for label in kept if label is not None}) < 2:
-        return {}
-    return probe_texts(dictionary, activations, kept)
+    kept = _probed(held_out)
+    return {} if kept is None else probe_texts(dictionary, activations, kept)
+
+
+def _probed(held_out: TextDataset) -> list[str | None] | None:
+    """Return the labels that enough texts have, None for the others; or None where these are fewer than two."""
+    counts = Counter(held_out.labels or ())
+    kept = [label if counts[label] >= _FEW_LABELS else None for label in held_out.labels or ()]
+    return kept if len({label for label in kept if label is not None}) >= 2 else None
 
 
 def _by_seed(cells: list[ConceptCell]) -> list[list[ConceptCell]]:

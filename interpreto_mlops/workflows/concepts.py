@@ -30,7 +30,7 @@ from interpreto_mlops.tracking.concept_evidence import (
 from interpreto_mlops.tracking.runs import RunLog
 from interpreto_mlops.workflows.concept_cells import ConceptCell
 from interpreto_mlops.workflows.concept_runs import open_run, register_best, write
-from interpreto_mlops.workflows.concept_scores import explainer, score
+from interpreto_mlops.workflows.concept_scores import check_selectable, explainer, score
 from interpreto_mlops.workflows.holdout import hold_out
 from interpreto_mlops.workflows.job import Job
 from interpreto_mlops.workflows.recipes import ConceptsRecipe
@@ -58,6 +58,7 @@ def learn(job: Job, recipe: ConceptsRecipe, fit_on: TextDataset | None = None) -
     fit_texts, held_out = (fit_on, job.dataset) if fit_on is not None else hold_out(job.dataset, recipe.holdout)
     if recipe.holdout and held_out is fit_texts:
         job.console.say(f"  {len(held_out)} texts are too few to hold some out: scores are of the texts fitted on")
+    check_selectable(job, recipe, held_out)
     cells = [
         ConceptCell(
             layer, split.path(layer), dictionary, held_out=held_out is not fit_texts, selected_by=recipe.select_by

@@ -54,18 +54,28 @@ def columns_of(recipe: ProbeRecipe, dataset: TextDataset, console: Console) -> C
         labelled = _labelled(recipe, dataset, name)
         assert labelled.labels is not None
         names, labels = label_concepts(labelled.labels, name)
-        n_with, n_without = ((labels == value).sum(axis=0) for value in (1, 0))
-        enough = np.minimum(n_with, n_without) >= recipe.folds
+        # A text of nothing leaves no row to probe.
+        written = labels[[bool(text.strip()) for text in labelled.texts]]
+        n_with, n_without = ((written == value).sum(axis=0) for value in (1, 0))
+        needed = _texts_needed(recipe)
+        enough = np.minimum(n_with, n_without) >= needed
         if not enough.any():
             raise DataError(
-                f"no value of the labels {name!r} has {recipe.folds} texts with it and {recipe.folds} without, one of "
-                "each kind for a fold; give more texts, or fewer folds"
+                f"no value of the labels {name!r} has {needed} texts with it and {needed} without, which "
+                f"{recipe.folds} folds need; give more texts, or other folds"
             )
         if not enough.all():
             console.say(f"  {(~enough).sum()} of {len(names)} values of {name!r} have too few texts for a probe")
         kept = tuple(each for each, wanted in zip(names, enough.tolist(), strict=True) if wanted)
         found[name] = Column(labelled, kept, labels[:, enough])
     return found
+
+
+def _texts_needed(recipe: ProbeRecipe) -> int:
+    """Return how many texts of each kind every fold, and a calibration outside of it, need at least."""
+    calibrated = any(_made(recipe, method).calibration != "none" for method in recipe.methods)
+    # Two that are left when one fold is taken out: one to learn from and one to calibrate with.
+    return 4 if calibrated and recipe.folds == 2 else recipe.folds
 
 
 def _labelled(recipe: ProbeRecipe, dataset: TextDataset, name: str) -> TextDataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -61,13 +60,8 @@ SHOWN: Shown = {
 
 def best_of(cells: Sequence[ProbeCell], metric: str) -> ProbeCell:
     """Return the probe with the best value of a metric; one that could not be computed is the worst."""
-    sign = -1 if CONCEPT_METRICS.get(metric).higher_is_better is False else 1
-
-    def goodness(cell: ProbeCell) -> float:
-        value = cell.metrics[metric]
-        return -math.inf if math.isnan(value) else sign * value
-
-    return max(cells, key=goodness)
+    known = CONCEPT_METRICS.get(metric)
+    return max(cells, key=lambda cell: known.goodness(cell.metrics[metric]))
 
 
 def probe_table(cells: list[ProbeCell]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from interpreto_mlops.attributions import METHODS
 from interpreto_mlops.attributions.metrics import METRICS
 from interpreto_mlops.concepts import DICTIONARIES, IMPORTANCE, PROBES
 from interpreto_mlops.concepts import METRICS as CONCEPT_METRICS
+from interpreto_mlops.concepts.metrics.evaluation import OF_ROWS
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.registry import check_options as check_options
 from interpreto_mlops.registry import parameters_of as parameters_of
@@ -162,15 +163,34 @@ class ConceptsRecipe(ModelRecipe):
         """Refuse names that are not registered, before anything runs.
 
         Raises:
-            InputError: a metric without a direction to select by, or a seed among the options.
+            InputError: a metric to select by that has no direction or that this job does not compute, or a seed among
+                the options.
             UnknownNameError: a name that is not registered.
         """
         families = {name: DICTIONARIES.get(name) for name in self.methods}
-        if CONCEPT_METRICS.get(self.select_by).higher_is_better is None:
+        metric = CONCEPT_METRICS.get(self.select_by)
+        if metric.higher_is_better is None:
             raise InputError(f"the metric {self.select_by!r} has no better end to select a dictionary by")
+        if missing := self._why_not_computed(metric.needs):
+            raise InputError(f"no dictionary can be selected by {self.select_by!r}: {missing}")
         self._check_options({**families, self.importance: IMPORTANCE.get(self.importance)})
         if any("seed" in given for given in self.options.values()):
             raise InputError("the seeds of dictionaries are set by 'seeds' and 'first_seed', not by an option")
+
+    def _why_not_computed(self, needs: str) -> str | None:
+        """Return why this job has no metric that is computed from what it `needs`, as far as the recipe says it."""
+        if needs in OF_ROWS:
+            return None
+        reasons = {
+            "dictionaries": None if self.seeds > 1 else "it compares fits of two or more 'seeds'",
+            "outputs": None
+            if self.effect_texts and self.aggregation == "mean"
+            else "the effect on the model needs 'effect_texts' above 0, and rows that are means of their tokens",
+            "probe": None
+            if self.label_column is not None or self.data in DATASETS
+            else "it needs the labels of the texts: give 'label_column'",
+        }
+        return reasons.get(needs, f"it is computed from {needs}, which a job of kind 'concepts' does not make")
 
 
 class ProbeRecipe(ModelRecipe):

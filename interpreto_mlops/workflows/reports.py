@@ -83,7 +83,10 @@ def write_report(
     if concepts:
         sections.append(_concept_section(job, log, concepts))
         lead.append(_concept_lead(concepts))
-    known = {"model": job.model.uri, "data set": f"{job.dataset.name} ({len(job.dataset)} texts)", "suite": job.suite}
+    known: dict[str, object] = {"model": job.model.uri}
+    known |= {"data set": f"{job.dataset.name} ({len(job.dataset)} texts)", "suite": job.suite}
+    if attributions is not None and (explained := _concepts_explained(attributions)):
+        known["explained"] = explained
     report = Report(
         title=title,
         sections=sections,
@@ -94,6 +97,17 @@ def write_report(
     log.text(schema.REPORT_HTML, render_page(report))
     log.summary(_summary(job, title, " ".join(lead), attributions, concepts))
     log.write_environment()
+
+
+def _concepts_explained(comparison: Comparison) -> str:
+    """Say which concepts are explained, by their numbers, for their names may hold words; nothing where none is."""
+    sets = [each for each in comparison.explanations.values() if each.layer is not None]
+    if not sets:
+        return ""
+    numbers = sorted({target.id for each in sets for item in each for target in item.targets})
+    concepts = ", ".join(map(str, numbers))
+    family = sets[0].parameters.get("dictionary", "")
+    return f"concept{'s' * (len(numbers) > 1)} {concepts} of a {family} dictionary of {sets[0].layer}"
 
 
 def _attribution_section(job: Job, log: RunLog, comparison: Comparison) -> Section:

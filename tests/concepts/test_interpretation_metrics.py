@@ -501,7 +501,20 @@ class TestIntervals:
         assert again.interval_of(score.concepts[0]) == score.interval_of(score.concepts[0])
         other = dataclasses.replace(score, seed=1)
         assert other.mean == score.mean
-        assert other.interval != score.interval
+        assert other.interval == score.interval
+        assert other.interval_of(score.concepts[0]) != score.interval_of(score.concepts[0])
+
+    @pytest.mark.parametrize("n", [2, 4, 20])
+    def test_over_few_concepts_holds_the_truth_as_often_as_it_says(self, score: m.InterpretationScore, n: int) -> None:
+        """Concepts whose values are even shares of right answers from 0.5 to 1: the truth is 0.75."""
+        rng, held = np.random.default_rng(0), 0
+        for _ in range(200):
+            told = {concept: rng.integers(0, 51) for concept in range(n)}
+            judged = {c: m.Judged(np.repeat([1.0, 0.0], 50), np.arange(100) < 50 + k, 100) for c, k in told.items()}
+            low, high = dataclasses.replace(score, judged=judged, labels={}, shuffled=None).interval
+            assert 0.0 <= low <= high <= 1.0
+            held += low <= 0.75 <= high
+        assert held >= 180
 
     def test_a_concept_without_a_value_has_none(self, score: m.InterpretationScore) -> None:
         with pytest.raises(InputError, match="the concept 0 has no value: it was not asked"):

@@ -391,3 +391,11 @@ def test_what_cannot_be_compared_is_refused(sae: TopKSAEConcepts) -> None:
         stability([sae, altered(sae, torch.ones(20, 4))])
     with pytest.raises(InputError, match="all of whose rows are zero"):
         stability([sae, altered(sae, torch.zeros(20, 6))])
+
+
+def test_goodness_orders_by_direction_and_takes_nan_for_the_worst() -> None:
+    best = {"reconstruction/r2": 0.9, "reconstruction/mse": 0.1}
+    for name, value in best.items():
+        metric = METRICS.get(name)
+        assert max([0.5, float("nan"), value], key=metric.goodness) == value
+        assert min([0.5, value, float("nan")], key=metric.goodness) != value

@@ -307,7 +307,7 @@ class TestCalibration:
         groups = np.arange(N_ROWS) // 2
         together = probe.fit(rows, labels[:, 0], groups=groups).encode(rows)
         assert not torch.equal(together, probe.fit(rows, labels[:, 0]).encode(rows))
-        with pytest.raises(DataError, match="5 folds need 5 texts"):
+        with pytest.raises(DataError, match="needs 2 with the concept and 2 without; there are only 1"):
             probe.fit(rows, labels[:, 0], groups=np.zeros(N_ROWS))
 
 
@@ -507,3 +507,26 @@ class TestAsDictionary:
         assert hidden.names is not None
         assert probe.names == ("praise",)
         assert is_hash(hidden.names[0])
+
+
+@pytest.mark.parametrize("name", [name for name, _ in PROBES.items()])
+def test_a_probe_learns_other_labels_anew(name: str) -> None:
+    """The first labels say nothing of how many concepts the next ones have."""
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((60, 3))).float()
+    labels = (rows > 0).numpy()
+    again = PROBES.get(name)().fit(rows, labels[:, 0]).fit(rows, labels, names=["x", "y", "z"])
+    once = PROBES.get(name)().fit(rows, labels, names=["x", "y", "z"])
+    assert torch.equal(again.encode(rows), once.encode(rows))
+    assert again.n_concepts == 3
+
+
+@pytest.mark.parametrize("name", [name for name, _ in PROBES.items()])
+def test_what_differs_by_rounding_alone_is_not_blown_up(name: str) -> None:
+    """A first token before any attention has the same vector in every text, up to the last bits."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((400, 3)).astype(np.float32)
+    rows[:, 1] = np.float32(0.1) * (1 + 1e-7 * rng.integers(-3, 4, 400)).astype(np.float32)
+    other = rows.copy()
+    other[:, 1] = np.float32(0.1)
+    probe = PROBES.get(name)(normalisation="standardise").fit(torch.from_numpy(rows), rows[:, 0] > 0)
+    assert torch.allclose(probe.encode(torch.from_numpy(rows)), probe.encode(torch.from_numpy(other)), atol=1e-4)

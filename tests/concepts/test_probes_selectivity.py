@@ -153,3 +153,35 @@ def test_what_cannot_be_divided_is_refused(rows: torch.Tensor, even: np.ndarray)
     with pytest.raises(InputError, match="as many names"):
         cross_validate(probe, rows, even, names=("a", "b"))
     assert not probe.is_fitted
+
+
+@pytest.mark.parametrize("calibration", ["none", "balanced", "platt"])
+def test_a_rare_concept_has_scores_a_control_and_an_interval_too(calibration: str) -> None:
+    """Five texts of two hundred: what is dealt out is divided for itself, and one of four texts calibrates."""
+    rng = np.random.default_rng(0)
+    holds = np.arange(200) < 5
+    rows = torch.from_numpy(rng.standard_normal((200, 4)) + 8.0 * holds[:, None]).float()
+    found = cross_validate(PROBES.get("logistic")(calibration=calibration), rows, holds, repeats=3)
+    assert found.balanced_accuracy.mean() > 0.8
+    for values in (found.scores, found.control, found.random):
+        assert np.isfinite(values).all()
+    low, high = found.interval("selectivity")
+    assert low < found.metrics()["probing/selectivity"] < high
+
+
+def test_controls_of_rare_concepts_are_at_chance() -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((200, 4))).float()
+    found = cross_validate(PROBES.get("mean_difference")(), rows, np.arange(200) < 5, repeats=40).metrics()
+    assert found["probing/control"] == pytest.approx(0.5, abs=0.05)
+    assert found["probing/balanced_accuracy_random"] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("names", ["ab", ("a", None), ("a", " "), ("a",)])
+def test_names_are_strings_that_say_something(names: Any, rows: torch.Tensor, even: np.ndarray) -> None:
+    labels = np.stack([even, ~even], axis=1)
+    for call in (
+        lambda: cross_validate(PROBES.get("ridge")(), rows, labels, names=names),
+        lambda: PROBES.get("ridge")().fit(rows, labels, names=names),
+    ):
+        with pytest.raises(InputError, match="name"):
+            call()

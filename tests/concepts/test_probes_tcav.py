@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -152,7 +153,34 @@ def test_the_test_is_welchs() -> None:
         assert _welch(own, random) == pytest.approx(stats.ttest_ind(own, random, equal_var=False).pvalue)
     third = np.full(7, 1 / 3)
     assert _welch(third, third) == 1.0
-    assert _welch(third, third + 0.5) == 0.0
+    # Seven beside seven, all apart: the smallest p-value that a permutation test can have.
+    apart = stats.permutation_test(
+        (third, third + 0.5), lambda a, b: a.mean() - b.mean(), permutation_type="independent"
+    )
+    assert _welch(third, third + 0.5) == pytest.approx(apart.pvalue)
+
+
+@pytest.mark.parametrize("repetitions", [2, 3, 4, 5, 10])
+def test_shares_that_are_all_or_nothing_are_rarely_significant(repetitions: int) -> None:
+    """Where all gradients point one way, each repetition's share is 0 or 1 with even chances: all cases, by weight."""
+    wrong = 0.0
+    for own in range(repetitions + 1):
+        for random in range(repetitions + 1):
+            shares = [np.arange(repetitions) < each for each in (own, random)]
+            weight = math.comb(repetitions, own) * math.comb(repetitions, random) / 4**repetitions
+            wrong += weight * (_welch(*(each.astype(float) for each in shares)) < 0.05)
+    assert wrong < 0.055
+
+
+def test_calibration_changes_no_direction(split: ModelWithSplitPoints, activations: Any, texts: list[str]) -> None:
+    labels, explained = holding(texts, PLANTED), texts[:10]
+    family = PROBES.get("mean_difference")
+    plain, *others = (
+        tcav(split, activations, labels, explained, probe=family(calibration=how), repetitions=10, most_rows=4)
+        for how in ("none", "balanced", "platt")
+    )
+    for other in others:
+        assert np.array_equal(other.sensitivity, plain.sensitivity)
 
 
 def test_derivatives_are_those_of_the_logits(split: ModelWithSplitPoints, activations: Any, texts: list[str]) -> None:

@@ -31,10 +31,12 @@ from interpreto_mlops.attributions.metrics import (
 )
 from interpreto_mlops.concepts import (
     DICTIONARIES,
+    PROBES,
     ConceptDictionary,
     JumpReLUSAEConcepts,
     KMeansConcepts,
     Label,
+    LogisticProbe,
     ModelWithSplitPoints,
     NeuronsAsConcepts,
     PCAConcepts,
@@ -473,6 +475,51 @@ def test_gradient_methods_take_families_whose_codes_have_one_and_no_other(name):
     assert same.sum() > 10
     expected = ((ahead - behind) / 2).sum(dim=1)
     torch.testing.assert_close((gradient * step).sum(dim=1)[same], expected[same], rtol=0.02, atol=2e-5)
+
+
+@pytest.mark.parametrize("normalisation", ["none", "standardise", "unit_norm"])
+@pytest.mark.parametrize("name", [name for name, _ in PROBES.items()])
+def test_gradient_methods_take_probes(name, normalisation):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(120, 6, generator=generator)
+    probe = PROBES.get(name)(normalisation=normalisation, calibration="platt").fit(rows, (rows[:, :2] > 0).numpy())
+    assert probe.differentiable
+    point = rows[:20].clone().requires_grad_(True)
+    codes = probe.differentiable_codes(point)
+    assert torch.equal(codes.detach(), probe.encode(rows[:20]))
+    for concept in range(2):
+        (gradient,) = torch.autograd.grad(codes[:, concept].sum(), point, retain_graph=True)
+        step = 1e-2 * torch.randn(20, 6, generator=generator)
+        ahead, behind = (probe.encode(rows[:20] + sign * step)[:, concept] for sign in (1, -1))
+        torch.testing.assert_close((gradient * step).sum(dim=1), (ahead - behind) / 2, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [name for name, _ in METHODS.items()])
+@pytest.mark.parametrize("probe", ["logistic", "svdd", "cosine"])
+def test_every_method_explains_a_probe_or_says_why_not(tiny_model, probe, method):
+    model = tiny_model("bert")
+    split = ModelWithSplitPoints(model, [1])
+    rows = split.get_activations([SIX, "awful soup", "a bad place", "good food"] * 5, progress=False)[1]
+    labels = rows.tensor()[:, 0] > rows.tensor()[:, 0].median()
+    targets = concept_targets(split, PROBES.get(probe)().fit(rows, labels.numpy(), per="row"), 0, aggregation="mean")
+    if method == "attn_lrp" and probe != "logistic":
+        with pytest.raises(InputError, match="has no rule for"):
+            METHODS.get(method)(model)(["food"], targets=targets)
+        return
+    for item in METHODS.get(method)(model)(["food", SIX], targets=targets):
+        assert np.isfinite(item.scores).all()
+
+
+def test_integrated_gradients_of_a_linear_probe_are_complete(tiny_model):
+    model = tiny_model("bert")
+    split = ModelWithSplitPoints(model, [1])
+    rows = split.get_activations([SIX, "awful soup", "a bad place", "good food"] * 5, progress=False)[1]
+    labels = rows.tensor()[:, 0] > rows.tensor()[:, 0].median()
+    targets = concept_targets(split, LogisticProbe().fit(rows, labels.numpy(), per="row"), 0, aggregation="mean")
+    (item,) = IntegratedGradients(model, n_nodes=200)([SIX], targets=targets)
+    total = item.output - item.baseline_output
+    assert abs(total) > 0.05
+    np.testing.assert_allclose(item.scores.sum(axis=1), total, rtol=2e-3, atol=2e-3)
 
 
 def test_the_number_of_the_nearest_centre_has_no_gradient():

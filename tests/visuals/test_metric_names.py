@@ -25,3 +25,12 @@ def test_faithfulness_metrics_do_with_and_without_their_group(name: str) -> None
 def test_unknown_metrics_claim_nothing() -> None:
     assert metric_name("own/very_new") == MetricName("own/very_new", None, "")
     assert metric_name("own/very_new").title == "very new"
+
+
+@pytest.mark.parametrize("name", ATTRIBUTION_METRICS.names())
+def test_metrics_of_concepts_speak_of_activations(name: str) -> None:
+    shown, of_outputs = metric_name(f"concept_faithfulness/{name}"), metric_name(f"faithfulness/{name}")
+    assert shown.higher_is_better is of_outputs.higher_is_better
+    assert shown.title == f"{of_outputs.title} (concepts)"
+    assert "probabilit" not in shown.meaning
+    assert ("activation" in shown.meaning) >= ("probabilit" in of_outputs.meaning)

@@ -67,6 +67,22 @@ def test_the_command_explains_concepts_of_a_stored_dictionary(model_folder, data
         assert [target.name for target in item.targets] == [labels[3], labels[1]]
 
 
+def test_the_report_says_that_concepts_are_explained(model_folder, data_file, database, dictionary_folder, tmp_path):
+    done = attribute(
+        *(model_folder, data_file, database, "--dictionary", dictionary_folder, "--concepts", "3,1"),
+        *("--methods", "occlusion,saliency", "--metrics", "deletion"),
+    )
+    assert done.exit_code == 0, done.output
+    (report,) = [run for run in runs_of(database) if run.data.tags["interpreto.kind"] == "report"]
+    page = MlflowClient(database).download_artifacts(report.info.run_id, "report/report.html", str(tmp_path))
+    text = Path(page).read_text(encoding="utf-8")
+    assert "concepts 1, 3 of a pca dictionary of bert.encoder.layer.1" in text
+    assert "deletion (concepts)" in text
+    # Codes have no bounds, and are no probabilities.
+    assert "concept&#39;s activation while the elements go" in text
+    assert "Area under the probability" not in text
+
+
 def test_equal_jobs_have_equal_cells_and_other_concepts_another(model_folder, data_file, database, dictionary_folder):
     for concepts in ("1", "1", "2"):
         done = attribute(
@@ -147,6 +163,9 @@ def test_methods_are_compared_on_concepts(model_folder, dictionary_folder, texts
     for targets in (each, each[0]):
         found = compare_methods(model, many, ["occlusion", "saliency"], ["deletion"], targets=targets, log=False)
         assert set(found.table["metric"]) == {"concept_faithfulness/deletion"}
+        said = found.explanations["occlusion"].parameters
+        assert said["concepts"] == ([0] if targets is not each else "differs by text")
+        assert said["layer"] == "bert.encoder.layer.1"
         means = found.table.set_index("method")["mean"]
         assert np.isfinite(means).all()
         alone = Occlusion(model)(many, targets=targets)

@@ -201,6 +201,27 @@ def test_wrong_names_are_refused_with_the_right_ones(database, model_folder, dat
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"select_by": "interpretation/detection"}, "computed from answers, which a job of kind 'concepts' does not"),
+        ({"select_by": "probing/auroc"}, "computed from probe scores, which a job of kind 'concepts' does not make"),
+        ({"select_by": "stability/stability", "seeds": 1}, "it compares fits of two or more 'seeds'"),
+        ({"select_by": "effect/agreement", "effect_texts": 0}, "needs 'effect_texts' above 0"),
+        ({"select_by": "effect/agreement", "granularity": "word", "aggregation": "max"}, "rows that are means"),
+        ({"select_by": "probing/dense", "label_column": None}, "give 'label_column'"),
+        ({"select_by": "probing/dense"}, r"two labels need at least 10 of the \d+ texts"),
+    ],
+)
+def test_no_dictionary_is_selected_by_what_the_job_does_not_compute(database, model_folder, data_file, change, words):
+    with pytest.raises(InputError, match=words):
+        execute(recipe("concepts", model_folder, data_file, database, **change), command="…")
+    client = MlflowClient(database, registry_uri=database)
+    experiment = client.get_experiment_by_name("jobs")
+    runs = [] if experiment is None else client.search_runs([experiment.experiment_id])
+    assert [run for run in runs if run.data.tags["interpreto.kind"] == "concepts"] == []
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"granularity": "letter"},

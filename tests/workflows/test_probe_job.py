@@ -224,6 +224,32 @@ def test_what_cannot_be_probed_is_refused_before_anything_runs(asked, runs, monk
     assert not runs()
 
 
+def test_a_label_whose_texts_are_empty_is_refused_before_anything_runs(asked, runs, labelled):
+    frame = pd.read_csv(labelled)
+    frame["praise"] = ["yes"] * 5 + ["no"] * 85
+    frame.loc[0, "review"] = "  "
+    frame.to_csv(labelled, index=False)
+    with pytest.raises(DataError, match="no value of the labels 'praise' has 5 texts with it and 5 without"):
+        execute(parse_recipe(asked()), command="…")
+    assert not runs()
+
+
+@pytest.mark.parametrize("calibration", ["balanced", "platt"])
+def test_a_label_that_few_texts_have_can_be_calibrated(asked, labelled, calibration):
+    frame = pd.read_csv(labelled)
+    frame["praise"] = ["yes"] * 5 + ["no"] * 85
+    frame.to_csv(labelled, index=False)
+    options = {"logistic": {"calibration": calibration}}
+    outcome = execute(parse_recipe(asked(layers=[0], methods=["logistic"], options=options)), command="…")
+    (cell,) = outcome.probes
+    assert all(np.isfinite(value) for value in cell.metrics.values())
+    two = asked(layers=[0], methods=["logistic"], options=options, folds=2)
+    frame["praise"] = ["yes"] * 3 + ["no"] * 87
+    frame.to_csv(labelled, index=False)
+    with pytest.raises(DataError, match="has 4 texts with it and 4 without, which 2 folds need"):
+        execute(parse_recipe(two), command="…")
+
+
 def test_a_run_that_fails_says_what_it_was(asked, runs, monkeypatch):
     def fails(*args, **kwargs):
         raise InputError("no more")

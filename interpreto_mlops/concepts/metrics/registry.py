@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -50,6 +51,12 @@ class ConceptMetric:
     def description(self) -> str:
         """The first sentence of what computes it."""
         return (self.compute.__doc__ or "").split("\n")[0].rstrip(".")
+
+    def goodness(self, value: float) -> float:
+        """Return a number that is larger for better values; NaN, which is neither, counts as the worst."""
+        if math.isnan(value):
+            return -INFINITY
+        return -value if self.higher_is_better is False else value
 
 
 METRICS: Registry[ConceptMetric] = Registry("concept metric")

@@ -17,7 +17,7 @@ from interpreto_mlops.concepts.base import Activations, check_integer
 from interpreto_mlops.concepts.dictionaries.neurons import NeuronsAsConcepts
 from interpreto_mlops.concepts.importance import local_importance
 from interpreto_mlops.concepts.probes.base import PROBES, Bools, Floats, Integers, Probe, gathered
-from interpreto_mlops.concepts.probes.labels import groups_of, label_matrix
+from interpreto_mlops.concepts.probes.labels import check_names, groups_of, label_matrix
 from interpreto_mlops.concepts.probes.linear import LinearProbe
 from interpreto_mlops.concepts.rows import Rows, as_rows, data_facts
 from interpreto_mlops.errors import DataError, InputError, UnknownNameError
@@ -57,6 +57,9 @@ class TCAVResult:
 
     def p_values(self, measure: str = "tcav", *, corrected: bool = True) -> Floats:
         """Return the p-values of two-sided t-tests of a concept's repetitions against random ones (Welch's).
+
+        Where all repetitions of a side agree, as shares of 0 or 1 often do, no variance can be told from them: the
+        p-value is then at least that of their order, 2 / (2 · repetitions choose repetitions) for two such sides.
 
         Arguments:
             measure: `tcav` or `sensitivity`.
@@ -105,14 +108,16 @@ class TCAVResult:
 
 
 def _welch(own: Floats, random: Floats) -> float:
-    """Return the p-value of a two-sided t-test; samples without any variance differ for certain or not at all."""
+    """Return the p-value of a two-sided t-test; of samples without variance at least that of a permutation test."""
     # Shares are often all alike, and a variance that is rounding would be taken for one.
     shares = [0.0 if np.ptp(each) == 0 else float(each.var(ddof=1)) / len(each) for each in (own, random)]
     total, difference = sum(shares), float(own.mean() - random.mean())
+    # Two of so many ways to deal the repetitions out divide them as far.
+    least = min(1.0, 2.0 / math.comb(len(own) + len(random), len(own))) if min(shares) == 0 else 0.0
     if total == 0:
-        return 1.0 if own[0] == random[0] else 0.0
+        return 1.0 if own[0] == random[0] else least
     freedom = total**2 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (own, random), strict=True))
-    return float(2.0 * stats.t.sf(abs(difference) / math.sqrt(total), freedom))
+    return max(least, float(2.0 * stats.t.sf(abs(difference) / math.sqrt(total), freedom)))
 
 
 def tcav(
@@ -173,8 +178,7 @@ def tcav(
     rows = as_rows(activations)
     data_facts(rows)
     matrix = label_matrix(labels, rows, per)
-    if names is not None and len(names) != matrix.shape[1]:
-        raise InputError(f"{matrix.shape[1]} concepts need as many names, not {list(names)!r}")
+    check_names(names, matrix.shape[1])
     by_class = _derivatives(split, rows, texts, class_labels, layer, token_budget)
     own = groups_of(rows, groups)
     drawn = [
@@ -283,7 +287,8 @@ def _parts(places: Integers, groups: Integers, n_parts: int, rng: np.random.Gene
 
 def _direction(probe: LinearProbe, values: Floats, first: Integers, second: Integers) -> Floats:
     """Return the direction of norm 1 from the rows of the second set to those of the first, shape (width,)."""
-    fresh = type(probe)(**{**probe.parameters, "n_concepts": None})
+    # Calibration turns no direction but where it finds nothing, and would ask for more rows.
+    fresh = type(probe)(**{**probe.parameters, "n_concepts": None, "calibration": "none"})
     both = torch.from_numpy(np.concatenate([values[first], values[second]])).float()
     with unobserved():
         fresh.fit(both, np.arange(len(both)) < len(first))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -24,7 +24,7 @@ from interpreto_mlops.concepts.interpretation import ConceptDescription, Label, 
 from interpreto_mlops.concepts.learner import Learner, State
 from interpreto_mlops.concepts.probes.calibration import CALIBRATIONS, best_threshold, platt
 from interpreto_mlops.concepts.probes.dividing import divided
-from interpreto_mlops.concepts.probes.labels import digest_of, groups_of, label_matrix
+from interpreto_mlops.concepts.probes.labels import check_names, digest_of, groups_of, label_matrix
 from interpreto_mlops.concepts.probes.normalising import NORMALISATIONS, Normaliser
 from interpreto_mlops.concepts.rows import DataFacts, Rows, as_rows, data_facts
 from interpreto_mlops.concepts.scikit import MOST_ROWS
@@ -61,7 +61,8 @@ class Probe(ConceptDictionary):
         normalisation: of rows before anything else: `none`, `centre`, `standardise` or `unit_norm`.
         calibration: `none`, `balanced` (the bias with the best balanced accuracy on held-out rows) or `platt` (scores
             become log odds, fitted on held-out rows; see `probabilities`).
-        calibration_share: the share of the texts whose rows are held out for that, from 0.01 to a half.
+        calibration_share: the share of the texts whose rows are held out for that, from 0.01 to a half; more where a
+            concept has so few texts that one would not be held out.
         max_rows: of more rows an even sample is learned from.
     """
 
@@ -95,12 +96,12 @@ class Probe(ConceptDictionary):
         """
 
     @abstractmethod
-    def raw_scores(self, rows: Floats, learned: Learned) -> Floats:
-        """Return the scores of normalised rows before gain and bias, shape (rows, concepts).
+    def raw_scores(self, rows: torch.Tensor, learned: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the scores of normalised rows before gain and bias, shape (rows, concepts), differentiably.
 
         Arguments:
-            rows: shape (rows, width).
-            learned: of each concept a row.
+            rows: shape (rows, width), float64.
+            learned: of each concept a row, float64.
         """
 
     def begin(self, facts: DataFacts) -> Learner:
@@ -156,13 +157,13 @@ class Probe(ConceptDictionary):
         return self
 
     def _check_columns(self, matrix: Floats, names: Sequence[str] | None) -> None:
-        if self.n_concepts not in (None, matrix.shape[1]):
+        # What an earlier fit has found in its labels binds no other.
+        if not self.is_fitted and self.n_concepts not in (None, matrix.shape[1]):
             raise InputError(
                 f"labels with {matrix.shape[1]} columns are of as many concepts, not {self.n_concepts}; leave "
                 "n_concepts out"
             )
-        if names is not None and (isinstance(names, str) or len(names) != matrix.shape[1]):
-            raise InputError(f"{matrix.shape[1]} concepts need as many names, not {names!r}")
+        check_names(names, matrix.shape[1])
 
     def sampled(self, matrix: Floats) -> Integers:
         """Return the places of the rows to learn from: those that have a label, or an even sample of them."""
@@ -176,11 +177,12 @@ class Probe(ConceptDictionary):
         if not len(rows):
             raise DataError("no row has a label")
         normaliser = Normaliser.fitted(rows, self.normalisation, unit=self.unit)
-        normalised = normaliser(rows)
+        normalised = normaliser(torch.from_numpy(rows)).numpy()
         found = [self._one(normalised, matrix[:, j], groups, j) for j in range(matrix.shape[1])]
         stacked = {name: np.stack([each[name] for each in found]) for name in found[0]}
-        stacked |= {"shift": normaliser.shift, "spread": normaliser.spread, "length": np.asarray(normaliser.length)}
-        return {name: torch.from_numpy(np.ascontiguousarray(array)).float() for name, array in stacked.items()}
+        weights = {name: torch.from_numpy(np.ascontiguousarray(array)).float() for name, array in stacked.items()}
+        constants = {"shift": normaliser.shift, "spread": normaliser.spread, "length": torch.tensor(normaliser.length)}
+        return weights | {name: tensor.float() for name, tensor in constants.items()}
 
     def _one(self, rows: Floats, labels: Floats, groups: Integers, concept: int) -> Learned:
         """Learn and calibrate one concept on the rows whose label is known."""
@@ -194,8 +196,8 @@ class Probe(ConceptDictionary):
             return {**learned, "gain": np.asarray(1.0)}
         train, held = divided(holds, groups[known], self.calibration_share, self.seed)
         learned = self.learn(rows[known[train]], holds[train])
-        alone = {name: array[None] for name, array in learned.items()}
-        scores = self.raw_scores(rows[known[held]], alone)[:, 0]
+        alone = {name: torch.from_numpy(array[None]) for name, array in learned.items()}
+        scores = self.raw_scores(torch.from_numpy(rows[known[held]]), alone)[:, 0].numpy()
         if self.calibration == "platt":
             gain, bias = platt(scores, holds[held])
         else:
@@ -245,17 +247,17 @@ class Probe(ConceptDictionary):
         """The width of the layer that it was fitted on."""
         return len(self.tensor("shift"))
 
-    def _numbers(self, name: str) -> Floats:
-        return np.asarray(self.tensor(name).double().numpy())
-
-    def _normaliser(self) -> Normaliser:
-        return Normaliser(self._numbers("shift"), self._numbers("spread"), float(self.tensor("length")))
+    @property
+    def differentiable(self) -> bool:
+        """Scores have a gradient by the rows."""
+        return True
 
     def _encode(self, rows: torch.Tensor) -> torch.Tensor:
         # In float64, so that a row's score is the same in any batch once it is rounded.
-        learned = {name: self._numbers(name) for name in self.weights}
-        raw = self.raw_scores(self._normaliser()(rows.double().numpy()), learned)
-        return torch.from_numpy(raw * learned["gain"] + learned["bias"]).float()
+        learned = {name: self.tensor(name).double() for name in self.weights}
+        normalise = Normaliser(learned["shift"], learned["spread"], float(learned["length"]))
+        raw = self.raw_scores(normalise(rows.double()), learned)
+        return (raw * learned["gain"] + learned["bias"]).float()
 
     def _check_codes(self, codes: torch.Tensor) -> None:
         self.tensor("bias")  # there is none before it is fitted

@@ -10,6 +10,7 @@ Floats = npt.NDArray[np.float64]
 # Two weights are moved at a time; what is left of the optimality conditions is this share of the mean squared distance.
 _TOLERANCE = 1e-6
 _MOST_STEPS = 100_000
+_AFRESH = 100
 
 
 def description(rows: Floats, nu: float) -> tuple[Floats, float]:
@@ -17,7 +18,7 @@ def description(rows: Floats, nu: float) -> tuple[Floats, float]:
 
     Minimises radius² + Σ max(0, ‖row − centre‖² − radius²) / (nu · rows) through its dual: the centre is Σ αᵢ rowᵢ with
     0 ≤ αᵢ ≤ 1 / (nu · rows) and Σ αᵢ = 1, where weight moves from the nearest row that has some to the farthest that
-    may have more.
+    may have more. Steps grow with the rows, so that time grows with their square: seconds for 10,000 of width 64.
 
     Arguments:
         rows: shape (rows, width).
@@ -30,18 +31,25 @@ def description(rows: Floats, nu: float) -> tuple[Floats, float]:
     centre = rows.mean(axis=0)
     distances = ((rows - centre) ** 2).sum(axis=1)
     enough = _TOLERANCE * max(float(distances.mean()), np.finfo(float).tiny)
-    for _ in range(_MOST_STEPS):
+    for done in range(1, _MOST_STEPS + 1):
         far = int(np.where(weights < most * (1 - 1e-12), distances, -np.inf).argmax())
         near = int(np.where(weights > most * 1e-12, distances, np.inf).argmin())
         gap = distances[far] - distances[near]
         if gap <= enough:
             break
         between = rows[far] - rows[near]
-        step = min(gap / (2.0 * float(between @ between)), most - weights[far], weights[near])
+        squared = float(between @ between)
+        step = min(gap / (2.0 * squared), most - weights[far], weights[near])
         weights[far] += step
         weights[near] -= step
-        centre = centre + step * between
-        distances = ((rows - centre) ** 2).sum(axis=1)
+        if done % _AFRESH:
+            # One product with the rows; what rounding adds up to is taken out now and then.
+            distances += step * (step * squared - 2.0 * (rows @ between - centre @ between))
+            centre = centre + step * between
+        else:
+            centre = centre + step * between
+            distances = ((rows - centre) ** 2).sum(axis=1)
+    distances = ((rows - centre) ** 2).sum(axis=1)
     return centre, _squared_radius(distances, weights, most)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -28,14 +29,11 @@ class DistanceProbe(Probe):
     width), `gain` and `bias` (n_concepts,).
     """
 
-    def raw_scores(self, rows: Floats, learned: Learned) -> Floats:
+    def raw_scores(self, rows: torch.Tensor, learned: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return minus the weighted squared distances from the centres, shape (rows, concepts)."""
-        centre, precision = learned["centre"], learned["precision"]
-        out = np.empty((len(rows), len(centre)))
-        for concept in range(len(centre)):
-            # Differences first: squares of rows far from the origin would lose what their difference holds.
-            out[:, concept] = -((rows - centre[concept]) ** 2 @ precision[concept])
-        return out
+        places = zip(learned["centre"], learned["precision"], strict=True)
+        # Differences first: squares of rows far from the origin would lose what their difference holds.
+        return torch.stack([-((rows - centre).square() @ precision) for centre, precision in places], dim=1)
 
     @property
     def dictionary(self) -> torch.Tensor:

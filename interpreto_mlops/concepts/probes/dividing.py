@@ -29,7 +29,7 @@ def folds_of(holds: Bools, groups: Integers, n_folds: int, seed: int) -> Iterato
     Raises:
         DataError: a part would hold out no row with the concept, or none without, or leave none to learn from.
     """
-    fewest = min(len(np.unique(groups[holds])), len(np.unique(groups[~holds])))
+    fewest = _fewest(holds, groups)
     if fewest < n_folds:
         raise DataError(
             f"{n_folds} folds need {n_folds} texts with the concept and {n_folds} without, and there are only {fewest} "
@@ -51,9 +51,19 @@ def folds_of(holds: Bools, groups: Integers, n_folds: int, seed: int) -> Iterato
 
 
 def divided(holds: Bools, groups: Integers, share: float, seed: int) -> Division:
-    """Return one division, in which about a share of the rows, at most a half, is held out.
+    """Return one division, in which about a share of the rows is held out: more, up to a half, where one kind is rare.
 
     Raises:
-        DataError: as for `folds_of`.
+        DataError: fewer than two groups of a kind, or as for `folds_of`.
     """
-    return next(folds_of(holds, groups, round(1 / share), seed))
+    if (fewest := _fewest(holds, groups)) < 2:
+        raise DataError(
+            f"calibration holds out texts, and needs 2 with the concept and 2 without; there are only {fewest} of one "
+            "kind; give more texts, or calibration='none'"
+        )
+    return next(folds_of(holds, groups, max(2, min(round(1 / share), fewest)), seed))
+
+
+def _fewest(holds: Bools, groups: Integers) -> int:
+    """Return how many groups have rows of the rarer kind."""
+    return min(len(np.unique(groups[holds])), len(np.unique(groups[~holds])))

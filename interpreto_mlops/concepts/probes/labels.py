@@ -107,6 +107,21 @@ def _as_numbers(labels: Any) -> Floats:
     return matrix
 
 
+def check_names(names: Sequence[str] | None, n_concepts: int) -> None:
+    """Refuse names that are not one string that says something for each concept.
+
+    Raises:
+        InputError: they are not.
+    """
+    if names is None:
+        return
+    if isinstance(names, str) or len(names) != n_concepts:
+        raise InputError(f"{n_concepts} concepts need as many names, not {names!r}")
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"a concept's name is a string that is not empty, not {name!r}")
+
+
 def groups_of(rows: Rows, groups: Sequence[Any] | Integers | None = None) -> Integers:
     """Return the number of each row's group: rows of one are never divided; by default the row's text, else itself.
 

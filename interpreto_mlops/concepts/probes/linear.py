@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from interpreto_mlops.concepts.probes.base import Floats, Learned, Probe
+from interpreto_mlops.concepts.probes.base import Probe
 
 
 @dataclass(kw_only=True, eq=False)
@@ -17,10 +18,9 @@ class LinearProbe(Probe):
     (n_concepts,).
     """
 
-    def raw_scores(self, rows: Floats, learned: Learned) -> Floats:
+    def raw_scores(self, rows: torch.Tensor, learned: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the inner products of normalised rows with the directions, shape (rows, concepts)."""
-        out: Floats = rows @ learned["encoder"].T
-        return out
+        return rows @ learned["encoder"].T
 
     @property
     def normals(self) -> torch.Tensor:

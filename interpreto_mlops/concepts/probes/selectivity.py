@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,10 +19,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_sco
 from interpreto_mlops.concepts.base import Activations, check_integer
 from interpreto_mlops.concepts.metrics.registry import METRICS, ConceptMetric, metric
 from interpreto_mlops.concepts.probes.base import Bools, Floats, Integers, Probe, gathered
-from interpreto_mlops.concepts.probes.dividing import Division, folds_of
-from interpreto_mlops.concepts.probes.labels import groups_of, label_matrix
+from interpreto_mlops.concepts.probes.dividing import folds_of
+from interpreto_mlops.concepts.probes.labels import check_names, groups_of, label_matrix
 from interpreto_mlops.concepts.rows import Rows, as_rows, data_facts
-from interpreto_mlops.errors import InputError
+from interpreto_mlops.errors import DataError
 from interpreto_mlops.observers import unobserved
 
 Scores = npt.NDArray[np.float64]
@@ -199,8 +201,7 @@ def cross_validate(
     rows = as_rows(activations)
     data_facts(rows)
     matrix = label_matrix(labels, rows, per)
-    if names is not None and len(names) != matrix.shape[1]:
-        raise InputError(f"{matrix.shape[1]} concepts need as many names, not {list(names)!r}")
+    check_names(names, matrix.shape[1])
     own, kinds = groups_of(rows, groups), _types_of(rows, types, groups)
     found = [
         _Task(probe, rows, matrix[:, j], own, kinds).scores(folds, repeats, np.random.default_rng([seed, j]), seed)
@@ -234,19 +235,17 @@ class _Task:
         self, folds: int, repeats: int, rng: np.random.Generator, seed: int
     ) -> tuple[Scores, Floats, Scores, int, int]:
         """Return scores, those on the control task, those of dealt-out labels, and how many rows and groups."""
-        divisions = list(folds_of(self.holds, self.groups, folds, seed))
-        own = self._over(divisions, self.holds)
-        control = np.mean([self._over(divisions, self._control(rng)) for _ in range(repeats)], axis=0)[:, 1]
-        dealt = np.mean([self._over(divisions, self._dealt(rng)) for _ in range(repeats)], axis=0)
-        return own, control, dealt, len(self.holds), len(np.unique(self.groups))
+        own = self._over(self.holds, folds, seed)
+        control = self._by_chance(partial(self._control, rng), folds, repeats, seed)
+        dealt = self._by_chance(partial(self._dealt, rng), folds, repeats, seed)
+        return own, control[:, 1], dealt, len(self.holds), len(np.unique(self.groups))
 
-    def _over(self, divisions: Sequence[Division], holds: Bools) -> Scores:
+    def _over(self, holds: Bools, folds: int, seed: int) -> Scores:
+        divisions = folds_of(holds, self.groups, folds, seed)
         return np.asarray([self._score(train, held, holds) for train, held in divisions])
 
     def _score(self, train: Integers, held: Integers, holds: Bools) -> list[float]:
-        """Fit on some rows and score on others; what cannot be told apart is NaN."""
-        if holds[train].all() or not holds[train].any() or holds[held].all() or not holds[held].any():
-            return [float("nan")] * 3
+        """Fit on some rows and score on others."""
         fresh = type(self.probe)(**{**self.probe.parameters, "n_concepts": None})
         with unobserved():
             fresh.fit(self.rows[train], holds[train], groups=self.groups[train])
@@ -258,15 +257,24 @@ class _Task:
             float(roc_auc_score(truth, codes)),
         ]
 
-    def _control(self, rng: np.random.Generator) -> Bools:
-        """Deal a label to each type, with the concept's frequency, until there are both among the rows."""
-        share, n_types = float(self.holds.mean()), int(self.types.max()) + 1
-        labels = np.zeros(len(self.holds), dtype=bool)
-        for _ in range(_DRAWS):
-            labels = (rng.random(n_types) < share)[self.types]
-            if labels.any() and not labels.all():
+    def _by_chance(self, deal: Callable[[], Bools], folds: int, repeats: int, seed: int) -> Scores:
+        """Return the mean scores of labels that are dealt out, each deal in folds of its own.
+
+        In the concept's folds a deal of a rare concept would leave parts without it. One that cannot be divided is
+        dealt anew; NaN where none can.
+        """
+        found: list[Scores] = []
+        for _ in range(_DRAWS * repeats):
+            if len(found) == repeats:
                 break
-        return labels
+            with suppress(DataError):
+                found.append(self._over(deal(), folds, seed))
+        return np.asarray(np.mean(found, axis=0)) if found else np.full((folds, 3), np.nan)
+
+    def _control(self, rng: np.random.Generator) -> Bools:
+        """Deal a label to each type, with the concept's frequency."""
+        share, n_types = float(self.holds.mean()), int(self.types.max()) + 1
+        return np.asarray((rng.random(n_types) < share)[self.types])
 
     def _dealt(self, rng: np.random.Generator) -> Bools:
         """Deal the labels out anew: among the groups where rows of one group have the same, else among the rows."""
