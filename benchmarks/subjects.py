@@ -33,6 +33,7 @@ class Shape:
     layers: int = 6
     width: int = 384
     vocabulary: int = 2005
+    positions: int = 128
 
     @property
     def heads(self) -> int:
@@ -48,7 +49,7 @@ def bert(shape: Shape) -> PreTrainedModel:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=4 * shape.width,
-        max_position_embeddings=128,
+        max_position_embeddings=shape.positions,
         initializer_range=CURVED,
     )
     return BertForSequenceClassification(config).eval()
@@ -70,7 +71,7 @@ def gpt2(shape: Shape) -> PreTrainedModel:
     return GPT2LMHeadModel(config).eval()
 
 
-def bert_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+def bert_tokenizer(vocabulary: int, positions: int = 128) -> PreTrainedTokenizerFast:
     """One token a word, [CLS] and [SEP] around the text."""
     words = [f"word{number}" for number in range(vocabulary - len(SPECIALS))]
     tokenizer = _word_level([*SPECIALS, *words], "[UNK]")
@@ -78,7 +79,7 @@ def bert_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIALS, strict=True))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=positions, **names)
 
 
 def gpt2_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

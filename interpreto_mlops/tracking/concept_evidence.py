@@ -104,6 +104,8 @@ def register_dictionary(
     *,
     name: str | None = None,
     metrics: Mapping[str, float] | None = None,
+    tags: Mapping[str, str] | None = None,
+    description: str | None = None,
 ) -> ModelVersion:
     """Make a logged dictionary the next version of `<base>.<layer>.<method>`: the last step, when all else is written.
 
@@ -113,19 +115,21 @@ def register_dictionary(
         dictionary: the same dictionary.
         name: of the registered model, instead of the schema's.
         metrics: a few of them, kept as tags of the version.
+        tags: more of them.
+        description: of the version, instead of what the dictionary is and how good.
 
     Raises:
         InputError: a name that MLflow cannot register.
         TrackingError: the store fails.
     """
     values = dict(metrics or {})
-    tags = {schema.TAG_METRIC + schema.key(key): f"{value:.6g}" for key, value in values.items()}
+    scores = {schema.TAG_METRIC + schema.key(key): f"{value:.6g}" for key, value in values.items()}
     return register(
         store,
         logged,
         name or dictionary_name(dictionary),
-        tags={**dictionary_tags(dictionary), **tags},
-        description=dictionary_summary(dictionary, values),
+        tags={**dictionary_tags(dictionary), **scores, **(tags or {})},
+        description=description or dictionary_summary(dictionary, values),
     )
 
 

@@ -170,8 +170,12 @@ def _carry_out(work: _Work) -> Labelled:
         if work.asker is not None and recipe.llm is not None:
             trace_into(log, recipe.llm, work.asker)
         before = _described(work)
-        descriptions, unlabelled = _named(work, before)
-        scores = _scored(work, descriptions)
+        try:
+            descriptions, unlabelled = _named(work, before)
+            scores = _scored(work, descriptions)
+        finally:
+            if work.asker is not None:
+                job.console.say(f"  {totals_line(work.asker)}")
         dictionary = _with_names(subject.dictionary, descriptions)
         metrics = evaluate(dictionary, work.scored_on)
         for score in scores.values():
@@ -196,7 +200,15 @@ def _carry_out(work: _Work) -> Labelled:
     done = Labelled(job.store, log.run_id, descriptions, scores, unlabelled)
     name = recipe.name or (subject.found.name if subject.found.version is not None else None)
     if recipe.register_version and name is not None:
-        version = register_dictionary(job.store, logged, dictionary, name=name, metrics=metrics)
+        version = register_dictionary(
+            job.store,
+            logged,
+            dictionary,
+            name=name,
+            metrics=metrics,
+            tags=_labelled(work),
+            description=_summary(work, dictionary, metrics),
+        )
         done = replace(done, version=(name, str(version.version)))
     return done
 
@@ -226,12 +238,10 @@ def _named(work: _Work, before: list[ConceptDescription]) -> tuple[list[ConceptD
         with console.stage("names"):
             split = work.subject.split
             found = ask(dictionary, work.named_on, split, questioner=work.asker, concepts=recipe.concepts)
-        if not isinstance(work.asker, Estimating):
-            console.say(f"  {totals_line(work.asker)}")
         after, unlabelled = list(found.descriptions), dict(found.unlabelled)
         if not found.n_labelled and recipe.labels is None and not isinstance(work.asker, Estimating):
             why = next(iter(unlabelled.values()), "there is nothing to ask about")
-            raise LanguageModelError(f"not one concept was given a name; the first: {why}")
+            raise LanguageModelError(f"not one concept was given a label; the first: {why}")
     after = [replace(each, given=work.given.get(each.concept, each.given)) for each in after]
     return after, unlabelled
 
@@ -309,14 +319,19 @@ def _summary(work: _Work, dictionary: ConceptDictionary, metrics: Mapping[str, f
     return f"Labels by {schema.markdown(by)} for the concepts of {source}. {dictionary_summary(dictionary, metrics)}"
 
 
+def _labelled(work: _Work) -> dict[str, str]:
+    """Return the tags that say of which version the labels are new, and who gave them."""
+    by = work.recipe.by if work.asker is None else work.asker.model.name
+    found = {schema.TAG_LABELS_OF: work.subject.found.uri, schema.TAG_LABELS_BY: by}
+    return {name: value for name, value in found.items() if value}
+
+
 def _tags(work: _Work) -> dict[str, str | None]:
-    origin = work.recipe.by if work.asker is None else work.asker.model.name
     return {
         **work.job.tags(),
         schema.TAG_LAYER: work.subject.layer,
         schema.TAG_METHOD: work.subject.dictionary.name,
-        schema.TAG_LABELS_OF: work.subject.found.uri,
-        schema.TAG_LABELS_BY: origin or None,
+        **_labelled(work),
     }
 
 

@@ -72,6 +72,10 @@ def _best(cells: Sequence[ProbeCell], label: str, metric: str) -> ProbeCell:
     return best_of([cell for cell in cells if cell.label == label], metric)
 
 
+def _is_best(cells: Sequence[ProbeCell], cell: ProbeCell, metric: str) -> bool:
+    return metric_name(metric).higher_is_better is not None and _best(cells, cell.label, metric) is cell
+
+
 def _table(job: Job, cells: Sequence[ProbeCell]) -> Table:
     columns = [Column("layer"), Column("label"), Column("method"), Column("concepts", True, digits=0)]
     for name in SHOWN.values():
@@ -81,7 +85,7 @@ def _table(job: Job, cells: Sequence[ProbeCell]) -> Table:
     rows: list[list[str | int | float | Cell | None]] = []
     for cell in cells:
         marked = [
-            Cell(cell.metrics[name], best=_best(cells, cell.label, name) is cell, note=_interval(cell, name))
+            Cell(cell.metrics[name], best=_is_best(cells, cell, name), note=_interval(cell, name))
             for name in SHOWN.values()
         ]
         registered = None if cell.registered is None else "{} v{}".format(*cell.registered)

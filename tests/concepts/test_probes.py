@@ -23,12 +23,14 @@ from sklearn.svm import LinearSVC, OneClassSVM
 import interpreto_mlops.concepts as concepts
 from interpreto_mlops.concepts import (
     DICTIONARIES,
+    IMPORTANCE,
     PROBES,
     ConceptDictionary,
     ModelWithSplitPoints,
     Probe,
     ablate,
     concept_importance,
+    cross_validate,
     evaluate,
     fit_together,
     intervention_effect,
@@ -43,12 +45,15 @@ from interpreto_mlops.concepts.probes.distances import DistanceProbe
 from interpreto_mlops.concepts.probes.labels import label_matrix
 from interpreto_mlops.concepts.probes.linear import LinearProbe
 from interpreto_mlops.concepts.rows import as_rows
+from interpreto_mlops.concepts.training import FITTED
 from interpreto_mlops.errors import DataError, InputError, NotFittedError, UnknownNameError
 from interpreto_mlops.text.hiding import is_hash
 from interpreto_mlops.tracking import load_dictionary, log_dictionary
 
 WIDTH, N_ROWS = 12, 400
 NAMES = ("first", "second")
+# One with a direction and one without go through a store among the quick tests.
+QUICK = ("logistic", "svdd")
 every_family = pytest.mark.parametrize("name", PROBES.names())
 LINEAR = [name for name, family in PROBES.items() if issubclass(family, LinearProbe)]
 DISTANCES = [name for name, family in PROBES.items() if issubclass(family, DistanceProbe)]
@@ -445,6 +450,22 @@ class TestAsDictionary:
         moved = intervention_effect(split, probe, texts[:1], {0: step}, targets=0)
         assert float(moved.effects[0]) / step == pytest.approx(float(local.totals[0, 0]), rel=0.05)
 
+    @pytest.mark.parametrize("method", IMPORTANCE.names())
+    def test_every_way_of_importance(self, method: str, probe: Probe, split: Any, texts: list[str]) -> None:
+        found = concept_importance(split, probe, texts[:2], targets=1, method=method, progress=False)
+        assert np.isfinite(found.values[1]).all()
+        assert found.values[1].any()
+
+    def test_those_who_listen_are_told_of_a_fit_and_of_no_fold(self, activations: Any, praise: np.ndarray) -> None:
+        seen: list[Any] = []
+        FITTED.add(seen.append)
+        try:
+            probe = PROBES.get("ridge")().fit(activations, praise, per="row")
+            cross_validate(probe, activations, praise, per="row", folds=2, repeats=1)
+        finally:
+            FITTED.remove(seen.append)
+        assert seen == [(probe,)]
+
     def test_ablation_puts_rows_on_the_boundary(self, probe: Probe, split: Any, texts: list[str]) -> None:
         inputs = split.model.inputs(list(split.model.encode(texts[:2])))
         with ablate(split, probe, [0]):
@@ -456,7 +477,9 @@ class TestAsDictionary:
         moved = plain[kept] + probe.decode(torch.zeros(int(kept.sum()), 1)) - probe.decode(probe.encode(plain[kept]))
         assert float(probe.encode(moved).abs().max()) < 1e-3
 
-    @pytest.mark.parametrize("name", PROBES.names())
+    @pytest.mark.parametrize(
+        "name", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in PROBES.names()]
+    )
     def test_logged_registered_and_loaded(self, name: str, activations: Any, praise: Any, database: str) -> None:
         import mlflow
 
@@ -472,6 +495,8 @@ class TestAsDictionary:
         assert np.array_equal(served.predict(given), probe.encode(activations)[:3].numpy())
         labels = mlflow.artifacts.load_text(f"runs:/{logged.run_id}/concepts/labels.json")
         assert "praise" in labels
+        page = mlflow.artifacts.load_text(f"runs:/{logged.run_id}/concepts/concepts.html")
+        assert "praise" in page
 
     def test_hidden_it_holds_no_names(self, probe: Probe, tmp_path: Path) -> None:
         hidden = probe.hidden()

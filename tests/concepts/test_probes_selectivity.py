@@ -85,6 +85,7 @@ def test_what_is_known_is_selective_and_what_is_learned_by_heart_is_not(rows: An
     assert known.metrics()["probing/selectivity"] > 0.15
     assert abs(by_heart.metrics()["probing/selectivity"]) < 0.15
     low, high = known.interval("selectivity")
+    assert known.interval("accuracy")[1] <= 1.0
     assert low < known.metrics()["probing/selectivity"] < high
     assert low > 0
 
@@ -117,13 +118,13 @@ def test_several_concepts_each_with_the_rows_that_have_a_label(rows: Any, even: 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     """Rows with a known overlap: Φ(1) of them are told right, whatever the sample."""
     truth, held = 0.8413, 0
-    for seed in range(40):
+    for seed in range(25):
         rng = np.random.default_rng(seed)
         holds = np.arange(300) % 2 == 0
         x = torch.from_numpy(rng.standard_normal((300, 1)) + np.where(holds, 1.0, -1.0)[:, None]).float()
         low, high = cross_validate(PROBES.get("mean_difference")(), x, holds, repeats=1, seed=seed).interval("accuracy")
         held += low <= truth <= high
-    assert held >= 34
+    assert held >= 21
 
 
 def test_words_of_an_activation_set_are_the_types(tiny_model: Callable, texts: list[str]) -> None:

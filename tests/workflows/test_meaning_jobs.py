@@ -124,6 +124,9 @@ class TestNames:
         assert found.data.tags["interpreto.labels.by"] == "judge"
         assert found.data.params["language_model"] == "judge"
         assert found.data.params["subject"] == stored
+        registered = store.client.get_model_version(*done.version)
+        assert registered.tags["interpreto.labels.of"] == stored
+        assert registered.description.startswith("Labels by judge for the concepts of models:/")
         score = done.scores["interpretation/detection"]
         assert found.data.metrics["interpretation/detection"] == pytest.approx(score.mean)
         assert found.data.metrics["interpretation/detection_shuffled"] == pytest.approx(score.shuffled_mean)
@@ -225,7 +228,7 @@ class TestNames:
 
     def test_a_model_that_answers_nonsense_registers_nothing(self, asked, database, scripted_server):
         server = scripted_server(lambda request: Reply("I will not."))
-        with pytest.raises(LanguageModelError, match="not one concept was given a name"):
+        with pytest.raises(LanguageModelError, match="not one concept was given a label"):
             named(asked(server))
         assert [each.info.status for each in runs_of(database)].count("FAILED") == 1
         assert len(MlflowClient(database, registry_uri=database).search_model_versions()) == 1

@@ -26,6 +26,7 @@ from interpreto_mlops.workflows.execute import execute
 from interpreto_mlops.workflows.job import Console
 from interpreto_mlops.workflows.recipes import load_recipe, parse_recipe
 from tests.conftest import WORDS
+from tests.workflows.writer import save_writer
 
 DIES_AT_THE_THIRD_RUN = """
 import os, sys
@@ -153,6 +154,19 @@ def test_a_run_can_be_repeated_by_its_own_recipe(asked, database):
     assert cell.metrics["probing/auroc"] == first.probes[0].metrics["probing/auroc"]
     assert isinstance(cell.probe, LogisticProbe)
     assert (cell.probe.calibration, cell.probe.c) == ("platt", 0.1)
+
+
+def test_the_tokens_of_a_language_model_are_probed_with_words_as_control(asked, tmp_path, labelled):
+    save_writer(tmp_path, ["the food was"])
+    values = asked(
+        model=str(tmp_path / "writer"), layers=["transformer.wte", 1], methods=["ridge"], granularity="token"
+    )
+    outcome = execute(parse_recipe(values), command="…")
+    first, last = outcome.probes
+    # What a text says somewhere is in each of its tokens only after tokens have looked at each other.
+    assert last.metrics["probing/auroc"] > first.metrics["probing/auroc"]
+    assert first.known.n_rows == (630,)
+    assert first.known.n_texts == (90,)
 
 
 @pytest.mark.slow

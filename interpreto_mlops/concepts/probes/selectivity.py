@@ -82,7 +82,8 @@ class ProbeScores:
         """Return the 95 % interval of a score's mean over folds.
 
         Folds share what they learn from, so that their variance is divided by less than their number: Student's t with
-        the variance times 1 / folds + held out / learned from.
+        the variance times 1 / folds + held out / learned from; what no score can be is cut off. NaN with fewer than two
+        folds that have a score.
 
         Arguments:
             name: `accuracy`, `balanced_accuracy`, `auroc`, `control` or `selectivity`.
@@ -92,9 +93,12 @@ class ProbeScores:
         """
         values: Floats = getattr(self, name)
         row = values.mean(axis=0) if concept is None else values[concept]
-        n = len(row)
+        row = row[~np.isnan(row)]
+        if (n := len(row)) < 2:
+            return float("nan"), float("nan")
         half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1) * row.std(ddof=1) * math.sqrt(1 / n + 1 / (n - 1)))
-        return float(row.mean()) - half, float(row.mean()) + half
+        least = -1.0 if name == "selectivity" else 0.0
+        return max(least, float(row.mean()) - half), min(1.0, float(row.mean()) + half)
 
     def to_frame(self) -> pd.DataFrame:
         """Return a row for each concept and score: `concept`, `score`, `mean`, `low`, `high`, `random`, `texts`."""
@@ -103,7 +107,7 @@ class ProbeScores:
             for place, score in enumerate(("accuracy", "balanced_accuracy", "auroc", "control", "selectivity")):
                 low, high = self.interval(score, number)
                 chance = _mean(self.random[number, :, place]) if place < 3 else float("nan")
-                mean = float(getattr(self, score)[number].mean())
+                mean = _mean(getattr(self, score)[number])
                 lines.append((name, score, mean, low, high, chance, self.n_texts[number]))
         return pd.DataFrame(lines, columns=["concept", "score", "mean", "low", "high", "random", "texts"])
 
@@ -136,7 +140,7 @@ def probe_auroc(scores: ProbeScores) -> float:
     return _mean(scores.auroc)
 
 
-@metric(ProbeScoreMetric, "probing/control", higher_is_better=False, bounds=(0.0, 1.0))
+@metric(ProbeScoreMetric, "probing/control", higher_is_better=None, bounds=(0.0, 1.0))
 def probe_control(scores: ProbeScores) -> float:
     """Balanced accuracy of the same probe on the control task: labels dealt at random to words or texts.
 
