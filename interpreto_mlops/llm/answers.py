@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from interpreto_mlops.errors import LanguageModelError, RefusalError
 from interpreto_mlops.llm.base import Answer
+from interpreto_mlops.llm.nesting import check_nesting
 
 Form = TypeVar("Form", bound=BaseModel)
 
@@ -39,8 +40,8 @@ def strict_answer(answer: Answer | LanguageModelError, form: type[Form]) -> Form
         return form.model_validate(_only_object(answer.text), strict=False)
     except ValidationError as error:
         return RefusalError(f"the answer has not the form that was asked for{cut}: {_reasons(error)}")
-    except (ValueError, RecursionError) as error:
-        return RefusalError(f"the answer is not one JSON object{cut}: {_reason(error)}")
+    except ValueError as error:
+        return RefusalError(f"the answer is not one JSON object{cut}: {error}")
 
 
 def schema_of(form: type[BaseModel]) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def _only_object(text: str) -> Mapping[str, Any]:
     Raises:
         ValueError: there is none, or there is something else that looks like one.
     """
+    check_nesting(text)
     whole = text.strip()
     fences = _FENCE.findall(whole)
     if len(fences) == 1 and "{" not in _FENCE.sub("", whole):
@@ -106,10 +108,6 @@ def _no_constant(name: str) -> Any:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=_no_constant)
-
-
-def _reason(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def _reasons(error: ValidationError) -> str:

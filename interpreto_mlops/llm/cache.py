@@ -13,6 +13,7 @@ from typing import Any
 
 from interpreto_mlops.errors import InputError
 from interpreto_mlops.llm.base import Answer, Prompt
+from interpreto_mlops.llm.nesting import check_nesting
 
 
 class AnswerCache:
@@ -44,10 +45,12 @@ class AnswerCache:
     def get(self, key: str) -> Answer | None:
         """Return the answer of that key, or None."""
         try:
-            content = json.loads(self._path(key).read_text(encoding="utf-8"))
+            text = self._path(key).read_text(encoding="utf-8")
+            check_nesting(text)
+            content = json.loads(text)
             answer = Answer(**content["answer"])
             whole = content["key"] == key and content["sha256"] == _sha256(asdict(answer))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except (OSError, ValueError, LookupError, TypeError):
             return None
         return answer if whole else None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from interpreto_mlops.errors import LanguageModelError, RefusalError, TransientError
 from interpreto_mlops.llm.base import Answer, Prompt
+from interpreto_mlops.llm.nesting import check_nesting
 from interpreto_mlops.text.hiding import storable
 
 # An endpoint may say anything; what is no word of the protocol is not repeated.
@@ -29,17 +30,19 @@ def read_reply(body: bytes, prompt: Prompt, about: str, count: Callable[[str], i
         The answer; a `TransientError` for what is no chat completion, a `RefusalError` where the model refuses.
     """
     try:
-        message, finish, usage = _parts(json.loads(body))
-    except (ValueError, LookupError, TypeError, RecursionError):
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        check_nesting(text)
+        message, finish, usage = _parts(json.loads(text))
+    except (ValueError, LookupError, TypeError):
         return TransientError(f"{about} sent {len(body)} bytes that are no chat completion")
-    text, refusal = _text(message.get("content")), message.get("refusal")
-    if text is None and finish == "length":
-        text = ""  # all its tokens went into what it thought
-    if text is None or (not text and (refusal or finish == "content_filter")):
+    said, refusal = _text(message.get("content")), message.get("refusal")
+    if said is None and finish == "length":
+        said = ""  # all its tokens went into what it thought
+    if said is None or (not said and (refusal or finish == "content_filter")):
         reason = "says that it refuses" if refusal else f"gives no text (finish {finish!r})"
         return RefusalError(f"{about} {reason}")
     read = _tokens(usage, "prompt_tokens", lambda: count(prompt.system) + count(prompt.user))
-    return Answer(text, read, _tokens(usage, "completion_tokens", lambda: count(text)), finish)
+    return Answer(said, read, _tokens(usage, "completion_tokens", lambda: count(said)), finish)
 
 
 def _parts(reply: Any) -> tuple[Mapping[str, Any], str, Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from interpreto_mlops.errors import DataError, InputError, LanguageModelError, RefusalError
 from interpreto_mlops.llm.base import Answer, LanguageModel, Price, Prompt
 from interpreto_mlops.llm.cache import write_whole
+from interpreto_mlops.llm.nesting import check_nesting
 from interpreto_mlops.text.hiding import sha256_of, texts_are_hidden
 from interpreto_mlops.text.terminal import one_line
 
@@ -161,8 +162,9 @@ def _text(path: Path) -> str:
 def _read(raw: str, path: Path, number: int) -> tuple[_Line, str]:
     """Return a line and the hash of its question."""
     try:
+        check_nesting(raw)
         line = _Line.model_validate(json.loads(raw))
-    except (ValidationError, ValueError, RecursionError) as error:
+    except (ValidationError, ValueError) as error:
         raise _wrong(path, number, _fault(error)) from None
     if line.prompt is None:
         if line.sha256 is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interpreto_mlops.errors import InputError
+from interpreto_mlops.llm.nesting import check_nesting
 
 _LINE = re.compile(r"^[\s>*#•\-\"'`_]*sample[\s_]*(\d+)[\"'`*_]*\s*[:：=]\s*(.*)$", re.IGNORECASE)
 _ID = re.compile(r"^sample[\s_]*(\d+)$", re.IGNORECASE)
@@ -127,8 +128,9 @@ def _pairs(text: str) -> list[tuple[str, int, Any]]:
         inner = inner.removesuffix(_BLOCK).partition("\n")[2]
     if inner.lstrip().startswith("{"):
         try:
+            check_nesting(inner)
             found = json.loads(inner, object_pairs_hook=_Object)
-        except (ValueError, RecursionError):
+        except ValueError:
             found = None
         if isinstance(found, _Object):
             return [(key, _number(key), value) for key, value in found]
