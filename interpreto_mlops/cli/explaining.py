@@ -38,14 +38,29 @@ GENERATE = click.option(
 )
 
 
+LAYERS = click.option(
+    "--layers",
+    type=LIST,
+    required=True,
+    help="Layer numbers (negative ones from the end), 1.attention, 1.mlp, head (what the head reads) or module paths.",
+)
+AGGREGATION = click.option(
+    "--aggregation", default="mean", show_default=True, help="How a row's tokens become one: mean, max, sum, first, …"
+)
+ACTIVATION_DTYPE = click.option(
+    "--activation-dtype", default="float32", show_default=True, help="Of the activations on disk."
+)
+AUTOCAST = click.option("--autocast", help="bfloat16 or float16: run the model in half precision.")
+LABEL_COLUMN = click.option("--label-column", help="The column of the labels, if there is one.")
+
+
 def source_options(command: Any) -> Any:
-    """The options that `attribute` and `concepts` share: which model, which texts."""
+    """The options that commands on a model and texts share."""
     for option in reversed(
         [
             click.option("--model", required=True, help="A hub id, a folder, or models:/name@alias, models:/name/3."),
             click.option("--data", required=True, help="A CSV, TSV, JSONL or Parquet file, or a data set's name."),
             click.option("--text-column", default="text", show_default=True, help="The column of the texts."),
-            click.option("--label-column", help="The column of the labels, if there is one."),
             click.option("--split", default="test", show_default=True, help="Which part of a named data set."),
             click.option("--max-texts", type=int, help="At most so many texts, from the start [default: all]."),
             click.option("--dtype", help="Of the model's weights: float32, bfloat16, … [default: the checkpoint's]."),
@@ -100,6 +115,7 @@ def quickstart(
 
 @click.command()
 @source_options
+@LABEL_COLUMN
 @click.option(
     "--methods",
     type=LIST,
@@ -149,17 +165,13 @@ def attribute(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...
 
     Example: interpreto-mlops attribute --model ./reviews --data reviews.csv --text-column text
     """
-    _execute({"kind": "attribute", **values}, quiet, settings, generation)
+    execute_recipe({"kind": "attribute", **values}, quiet, settings, generation)
 
 
 @click.command()
 @source_options
-@click.option(
-    "--layers",
-    type=LIST,
-    required=True,
-    help="Layer numbers (negative ones from the end), 1.attention, 1.mlp, head (what the head reads) or module paths.",
-)
+@LABEL_COLUMN
+@LAYERS
 @click.option(
     "--methods",
     type=LIST,
@@ -172,11 +184,9 @@ def attribute(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...
 @click.option(
     "--granularity", default="token", show_default=True, help="What a row is: token, word, sentence, sample, cls, …"
 )
-@click.option(
-    "--aggregation", default="mean", show_default=True, help="How a row's tokens become one: mean, max, sum, first, …"
-)
-@click.option("--activation-dtype", default="float32", show_default=True, help="Of the activations on disk.")
-@click.option("--autocast", help="bfloat16 or float16: run the model in half precision.")
+@AGGREGATION
+@ACTIVATION_DTYPE
+@AUTOCAST
 @click.option(
     "--importance",
     default="gradient_x_activation",
@@ -203,7 +213,7 @@ def concepts(quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...]
     Example: interpreto-mlops concepts --model ./reviews --data reviews.csv --layers 0,1 --n-concepts 64
     """
     values["layers"] = [int(layer) if re.fullmatch(r"-?[0-9]+", layer) else layer for layer in values["layers"]]
-    _execute({"kind": "concepts", **values}, quiet, settings, generation)
+    execute_recipe({"kind": "concepts", **values}, quiet, settings, generation)
 
 
 @click.command()
@@ -229,7 +239,10 @@ def run(recipe: str, catalogue_uri: str | None, no_catalogue: bool, hide_texts: 
         carry_out(loaded.model_copy(update=given), command=this_command(), console=console)
 
 
-def _execute(values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()) -> None:
+def execute_recipe(
+    values: dict[str, Any], quiet: bool, settings: tuple[str, ...], generation: tuple[str, ...] = ()
+) -> None:
+    """Carry out the recipe that a command's options make."""
     with said_plainly():
         console = console_of(quiet)
         from interpreto_mlops.workflows.recipes import parse_options, parse_recipe, parse_settings

@@ -8,17 +8,20 @@ from typing import Any
 import click
 
 from interpreto_mlops.cli.common import LIST
-from interpreto_mlops.cli.explaining import OPTION, _execute, source_options
+from interpreto_mlops.cli.explaining import (
+    ACTIVATION_DTYPE,
+    AGGREGATION,
+    AUTOCAST,
+    LAYERS,
+    OPTION,
+    execute_recipe,
+    source_options,
+)
 
 
 @click.command()
 @source_options
-@click.option(
-    "--layers",
-    type=LIST,
-    required=True,
-    help="Layer numbers (negative ones from the end), 1.attention, 1.mlp, head (what the head reads) or module paths.",
-)
+@LAYERS
 @click.option(
     "--label-columns",
     type=LIST,
@@ -36,11 +39,9 @@ from interpreto_mlops.cli.explaining import OPTION, _execute, source_options
 @click.option(
     "--granularity", default="sample", show_default=True, help="What a row is: sample (the text), token, word, cls, …"
 )
-@click.option(
-    "--aggregation", default="mean", show_default=True, help="How a row's tokens become one: mean, max, sum, first, …"
-)
-@click.option("--activation-dtype", default="float32", show_default=True, help="Of the activations on disk.")
-@click.option("--autocast", help="bfloat16 or float16: run the model in half precision.")
+@AGGREGATION
+@ACTIVATION_DTYPE
+@AUTOCAST
 @click.option("--folds", type=int, default=5, show_default=True, help="Parts of the texts that are held out in turn.")
 @click.option(
     "--repeats", type=int, default=2, show_default=True, help="Control tasks, and deals of the labels, to average."
@@ -60,4 +61,4 @@ def probe(quiet: bool, settings: tuple[str, ...], **values: Any) -> None:
     Example: interpreto-mlops probe --model ./reviews --data reviews.csv --label-columns stars --layers 0,1
     """
     values["layers"] = [int(layer) if re.fullmatch(r"-?[0-9]+", layer) else layer for layer in values["layers"]]
-    _execute({"kind": "probe", **values}, quiet, settings)
+    execute_recipe({"kind": "probe", **values}, quiet, settings)

@@ -29,7 +29,7 @@ from interpreto_mlops.concepts.interpretation_metrics import InterpretationScore
 from interpreto_mlops.concepts.metrics import has_predictions
 from interpreto_mlops.errors import InputError, LanguageModelError
 from interpreto_mlops.llm import Estimate, Questioner
-from interpreto_mlops.text.datasets import TextDataset, load_dataset
+from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.concept_evidence import dictionary_summary, register_dictionary, write_dictionary
@@ -51,7 +51,7 @@ from interpreto_mlops.workflows.given_names import read_names
 from interpreto_mlops.workflows.holdout import hold_out
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, Job, new_suite, plain
 from interpreto_mlops.workflows.meaning_recipes import LabelRecipe
-from interpreto_mlops.workflows.studied import Studied, studied
+from interpreto_mlops.workflows.studied import Studied, studied, texts_of
 
 
 @dataclass
@@ -124,9 +124,7 @@ def label(
 
 
 def _prepared(recipe: LabelRecipe, command: str, console: Console, estimate_only: bool) -> _Work:
-    dataset = load_dataset(
-        recipe.data, text_column=recipe.text_column, label_column=recipe.label_column, split=recipe.split
-    ).head(recipe.max_texts)
+    dataset = texts_of(recipe, recipe.data)
     store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
     with console.stage("model"):
         subject = studied(store, recipe.dictionary, base_model=recipe.base_model)

@@ -18,7 +18,7 @@ from interpreto_mlops.concepts.simulation import NAME as CONSIM
 from interpreto_mlops.errors import DataError, InputError, ModelLoadError
 from interpreto_mlops.llm import Estimate, Questioner
 from interpreto_mlops.llm.simulation import Simulation, SimulationResult, Study
-from interpreto_mlops.text.datasets import TextDataset, load_dataset
+from interpreto_mlops.text.datasets import TextDataset
 from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.loading import load_model
@@ -36,7 +36,7 @@ from interpreto_mlops.workflows.asking import (
 from interpreto_mlops.workflows.cataloguing import catalogued, take_over
 from interpreto_mlops.workflows.job import DEFAULT_STORE, Console, new_suite, plain
 from interpreto_mlops.workflows.meaning_recipes import ConsimRecipe
-from interpreto_mlops.workflows.studied import Studied, studied
+from interpreto_mlops.workflows.studied import Studied, studied, texts_of
 
 _RUN = re.compile(r"^runs:/(?P<run>[0-9a-f]{32})/?$")
 
@@ -115,9 +115,7 @@ def simulate(
 def _texts(recipe: ConsimRecipe) -> TextDataset | None:
     if recipe.data is None:
         return None
-    return load_dataset(
-        recipe.data, text_column=recipe.text_column, label_column=recipe.label_column, split=recipe.split
-    ).head(recipe.max_texts)
+    return texts_of(recipe, recipe.data)
 
 
 def _dictionary(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, console: Console) -> _Explained:

@@ -10,11 +10,12 @@ from interpreto_mlops.concepts import ActivationSet, ConceptDictionary, ModelWit
 from interpreto_mlops.concepts.belonging import place_of
 from interpreto_mlops.errors import InputError, ModelLoadError, TextWarning
 from interpreto_mlops.models.text_model import TextModel
-from interpreto_mlops.text.datasets import TextDataset
+from interpreto_mlops.text.datasets import TextDataset, load_dataset
 from interpreto_mlops.tracking.dictionary_flavor import load_dictionary
 from interpreto_mlops.tracking.loading import load_model
 from interpreto_mlops.tracking.resolving import ResolvedModel, resolve
 from interpreto_mlops.tracking.store import Store
+from interpreto_mlops.workflows.recipe_base import StoreRecipe
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ class Studied:
                 progress=progress,
             ).values()
         return found
+
+
+def texts_of(recipe: StoreRecipe, data: str) -> TextDataset:
+    """Return the texts that a recipe names.
+
+    Raises:
+        DataError: a file or data set that cannot be read.
+    """
+    found = load_dataset(data, text_column=recipe.text_column, label_column=recipe.label_column, split=recipe.split)
+    return found.head(recipe.max_texts)
 
 
 def studied(store: Store, uri: str, *, base_model: str | None = None, **options: Any) -> Studied:
