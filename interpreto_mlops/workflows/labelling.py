@@ -337,7 +337,8 @@ def _summary(work: _Work, dictionary: ConceptDictionary, metrics: Mapping[str, f
 
 def _labelled(work: _Work) -> dict[str, str]:
     """Return the tags that say of which version the labels are new, and who gave them."""
-    by = work.recipe.by if work.asker is None else work.asker.model.name
+    asked = [] if work.asker is None else [work.asker.model.name]
+    by = ", ".join([*asked, *([work.recipe.by] if work.recipe.by and work.given else [])])
     found = {schema.TAG_LABELS_OF: work.subject.found.uri, schema.TAG_LABELS_BY: by}
     return {name: value for name, value in found.items() if value}
 

@@ -212,7 +212,8 @@ class InterpretationScore:
 
     def _refusal(self, judged: Mapping[int, Judged], values: Mapping[int, float]) -> str | None:
         if not judged:
-            return "no concept could be scored"
+            why = next(iter(self.skipped.values()), "none was given")
+            return f"no concept could be scored; the first: {why}"
         if (share := _parsed(judged)) < self.min_parsed:
             return f"only {share:.0%} of the answers can be read, and {self.min_parsed:.0%} are needed"
         return None if values else f"no concept has a value: {self.metric.undefined}"
