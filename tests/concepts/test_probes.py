@@ -477,6 +477,7 @@ class TestAsDictionary:
         moved = plain[kept] + probe.decode(torch.zeros(int(kept.sum()), 1)) - probe.decode(probe.encode(plain[kept]))
         assert float(probe.encode(moved).abs().max()) < 1e-3
 
+    @pytest.mark.usefixtures("nobody")
     @pytest.mark.parametrize(
         "name", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in PROBES.names()]
     )
