@@ -143,8 +143,9 @@ class Estimating(Questioner):
     def ask(self, prompts: Iterable[Prompt]) -> list[Answer | LanguageModelError]:
         """Return an error for each question that has no answer yet, and remember the question."""
         asked = list(prompts)
-        self.record += [(prompt, NotAskedError("nothing is asked: this is an estimate")) for prompt in asked]
-        return [outcome for _, outcome in self.record[len(self.record) - len(asked) :]]
+        nothing = NotAskedError("nothing is asked: this is an estimate")
+        self.record += [(prompt, nothing) for prompt in asked]
+        return [nothing for _ in asked]
 
     def counted(self) -> Estimate:
         """Return what all questions so far would take."""

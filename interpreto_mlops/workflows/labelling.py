@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from interpreto_mlops.concepts import (
@@ -34,8 +34,8 @@ from interpreto_mlops.text.hiding import hiding_texts, texts_are_hidden
 from interpreto_mlops.tracking import schema
 from interpreto_mlops.tracking.concept_evidence import dictionary_summary, register_dictionary, write_dictionary
 from interpreto_mlops.tracking.label_evidence import write_names
-from interpreto_mlops.tracking.logged_models import check_name
-from interpreto_mlops.tracking.runs import run
+from interpreto_mlops.tracking.logged_models import LoggedFolder, check_name
+from interpreto_mlops.tracking.runs import RunLog, run
 from interpreto_mlops.tracking.store import Store, connect
 from interpreto_mlops.workflows.asking import (
     Estimating,
@@ -157,7 +157,7 @@ def _estimated(work: _Work) -> Labelled:
 
 
 def _carry_out(work: _Work) -> Labelled:
-    recipe, subject, job = work.recipe, work.subject, work.job
+    subject, job = work.subject, work.job
     with run(
         job.store,
         kind="concepts",
@@ -167,53 +167,74 @@ def _carry_out(work: _Work) -> Labelled:
         tags=_tags(work),
         params=_params(work),
     ) as log:
-        if work.asker is not None and recipe.llm is not None:
-            trace_into(log, recipe.llm, work.asker)
         before = _described(work)
-        try:
-            descriptions, unlabelled = _named(work, before)
-            scores = _scored(work, descriptions)
-        finally:
-            if work.asker is not None:
-                job.console.say(f"  {totals_line(work.asker)}")
+        descriptions, unlabelled, scores = _answered(work, log, before)
         dictionary = _with_names(subject.dictionary, descriptions)
         metrics, density = _qualities(work, dictionary)
         for score in scores.values():
             metrics |= score.metrics
+        logged = _written(work, log, dictionary, metrics, density)
         with job.console.stage("tracking"):
-            logged = write_dictionary(
-                log,
-                dictionary,
-                name=schema.slugify(f"{subject.layer}-{dictionary.name}-labels"),
-                metrics=metrics,
-                importance=_importance(work, dictionary),
-                density=density,
-                model=job.model,
-                dataset=work.held_out,
-            )
-            log.summary(_summary(work, dictionary, metrics))
             write_names(log, before, descriptions, scores.values(), unlabelled)
-            if work.asker is not None:
-                write_questions(log, work.asker)
-                log.metrics(question_costs(work.asker))
-            log.write_recipe(plain(recipe))
-            log.write_environment()
-    done = Labelled(job.store, log.run_id, descriptions, scores, unlabelled)
-    name = recipe.name or (subject.found.name if subject.found.version is not None else None)
-    if recipe.register_version and name is not None:
-        version = register_dictionary(
-            job.store,
-            logged,
+    version = _registered(work, logged, dictionary, metrics)
+    return Labelled(job.store, log.run_id, descriptions, scores, unlabelled, version)
+
+
+def _answered(
+    work: _Work, log: RunLog, before: list[ConceptDescription]
+) -> tuple[list[ConceptDescription], dict[int, str], dict[str, InterpretationScore]]:
+    """Ask for names and judgements, and say what that took, whatever comes of it."""
+    if work.asker is None or work.recipe.llm is None:
+        return *_named(work, before), {}
+    trace_into(log, work.recipe.llm, work.asker)
+    try:
+        descriptions, unlabelled = _named(work, before)
+        return descriptions, unlabelled, _scored(work, descriptions)
+    finally:
+        work.job.console.say(f"  {totals_line(work.asker)}")
+
+
+def _written(
+    work: _Work, log: RunLog, dictionary: ConceptDictionary, metrics: Mapping[str, float], density: ActivationDensity
+) -> LoggedFolder:
+    """Write what a run of a dictionary holds, and every question with its answer."""
+    importance = _importance(work, dictionary)
+    with work.job.console.stage("tracking"):
+        logged = write_dictionary(
+            log,
             dictionary,
-            name=name,
+            name=schema.slugify(f"{work.subject.layer}-{dictionary.name}-labels"),
             metrics=metrics,
-            tags=_labelled(work),
-            description=_summary(work, dictionary, metrics),
+            importance=importance,
+            density=density,
+            model=work.job.model,
+            dataset=work.held_out,
         )
-        done = replace(done, version=(name, str(version.version)))
-    elif recipe.register_version:
-        job.console.say(f"  no version is registered: {subject.found.uri!r} has no registered name; give name")
-    return done
+        log.summary(_summary(work, dictionary, metrics))
+        if work.asker is not None:
+            write_questions(log, work.asker)
+            log.metrics(question_costs(work.asker))
+        log.write_recipe(plain(work.recipe))
+        log.write_environment()
+    return logged
+
+
+def _registered(
+    work: _Work, logged: LoggedFolder, dictionary: ConceptDictionary, metrics: Mapping[str, float]
+) -> tuple[str, str] | None:
+    """Make it the next version, where that is wanted and there is a name; return both."""
+    found, console = work.subject.found, work.job.console
+    name = work.recipe.name or (found.name if found.version is not None else None)
+    if not work.recipe.register_version:
+        return None
+    if name is None:
+        console.say(f"  no version is registered: {found.uri!r} has no registered name; give name")
+        return None
+    said = _summary(work, dictionary, metrics)
+    version = register_dictionary(
+        work.job.store, logged, dictionary, name=name, metrics=metrics, tags=_labelled(work), description=said
+    )
+    return name, str(version.version)
 
 
 def _described(work: _Work) -> list[ConceptDescription]:
@@ -321,26 +342,28 @@ def _configuration(work: _Work) -> dict[str, Any]:
         "shuffled",
         "holdout",
         "seed",
-        "by",
-        "labels",
     )
     asked = {name: getattr(work.recipe, name) for name in names}
     model = None if work.recipe.llm is None else work.recipe.llm.model
-    return {**asked, "dictionary": work.subject.found.uri, "language_model": model}
+    # What a file says, and not where it lies, is what the cell depends on.
+    given = {str(concept): asdict(each) for concept, each in work.given.items()}
+    return {**asked, "given": given, "dictionary": work.subject.found.uri, "language_model": model}
+
+
+def _givers(work: _Work) -> str:
+    """Return who gave the labels: the language model, people, or both."""
+    asked = [] if work.asker is None else [work.asker.model.name]
+    return ", ".join([*asked, *([work.recipe.by or "people"] if work.given else [])])
 
 
 def _summary(work: _Work, dictionary: ConceptDictionary, metrics: Mapping[str, float]) -> str:
-    by = work.recipe.by or "people" if work.asker is None else work.asker.model.name
-    source = schema.markdown(work.subject.found.uri)
-    return f"Labels by {schema.markdown(by)} for the concepts of {source}. {dictionary_summary(dictionary, metrics)}"
+    by, source = (schema.markdown(each) for each in (_givers(work), work.subject.found.uri))
+    return f"Labels by {by} for the concepts of {source}. {dictionary_summary(dictionary, metrics)}"
 
 
 def _labelled(work: _Work) -> dict[str, str]:
     """Return the tags that say of which version the labels are new, and who gave them."""
-    asked = [] if work.asker is None else [work.asker.model.name]
-    by = ", ".join([*asked, *([work.recipe.by] if work.recipe.by and work.given else [])])
-    found = {schema.TAG_LABELS_OF: work.subject.found.uri, schema.TAG_LABELS_BY: by}
-    return {name: value for name, value in found.items() if value}
+    return {schema.TAG_LABELS_OF: work.subject.found.uri, schema.TAG_LABELS_BY: _givers(work)}
 
 
 def _tags(work: _Work) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from interpreto_mlops.concepts import IMPORTANCE
 from interpreto_mlops.concepts.interpretation_metrics import INTERPRETATION_METRICS
 from interpreto_mlops.errors import InputError, UnknownNameError
 from interpreto_mlops.llm.simulation import Setting, Simulation
@@ -72,12 +73,14 @@ class LabelRecipe(StoreRecipe):
 
         Raises:
             InputError: neither a language model nor names.
-            UnknownNameError: a metric or an option that there is not.
+            UnknownNameError: a metric, an option or an importance that there is not.
         """
         if self.llm is None and self.labels is None:
             raise InputError("say who names the concepts: a language model (llm) or a file of names (labels)")
         if self.llm is not None:
             self.llm.check()
+        if self.importance is not None:
+            IMPORTANCE.get(self.importance)
         for name in self.scored:
             INTERPRETATION_METRICS.get(name)
         for name, given in self.options.items():
@@ -136,9 +139,10 @@ class ConsimRecipe(StoreRecipe):
 
         Raises:
             InputError: a number that a simulation does not take.
-            UnknownNameError: a setting or a back end that there is not.
+            UnknownNameError: a setting, a back end or an importance that there is not.
         """
         self.llm.check()
+        IMPORTANCE.get(self.importance)
         Simulation(**self.simulation)
 
     @property

@@ -99,7 +99,7 @@ def simulate(
         recipe.check()
         simulation = Simulation(**recipe.simulation)
         store = connect(recipe.tracking_uri, recipe.experiment, default=DEFAULT_STORE)
-        texts = _texts(recipe)
+        texts = None if recipe.data is None else texts_of(recipe, recipe.data)
         asker = questioner(recipe.llm, console, estimate_only=estimate_only)
         explained = (_run if _RUN.match(recipe.subject) else _dictionary)(store, recipe, texts, console)
         # What cannot be asked is refused here, before a run begins.
@@ -110,12 +110,6 @@ def simulate(
             done = _carry_out(store, recipe, texts, explained, asker, command, console)
             take_over(keeper, console, [(done.run_id, None)])
         return done
-
-
-def _texts(recipe: ConsimRecipe) -> TextDataset | None:
-    if recipe.data is None:
-        return None
-    return texts_of(recipe, recipe.data)
 
 
 def _dictionary(store: Store, recipe: ConsimRecipe, texts: TextDataset | None, console: Console) -> _Explained:
@@ -226,12 +220,13 @@ def _carry_out(
 ) -> Simulated:
     fixed = {**explained.params, "subject": explained.uri, "language_model": asker.model.name}
     cell = {"subject": explained.uri, "data": None if texts is None else texts.digest, **recipe.simulation}
+    cell |= {"importance": recipe.importance, "n_words": recipe.n_words}
     with run(
         store,
         kind="simulatability",
         name=f"simulatability of {explained.uri}",
         suite=new_suite("consim"),
-        cell=schema.cell_hash({**cell, "language_model": asker.model.name, "importance": recipe.importance}),
+        cell=schema.cell_hash({**cell, "language_model": asker.model.name}),
         tags={schema.TAG_COMMAND: command, **explained.tags},
         params=schema.params(fixed, {**recipe.simulation, "importance": recipe.importance}),
     ) as log:

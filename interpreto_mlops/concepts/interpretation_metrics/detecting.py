@@ -37,6 +37,21 @@ MARKED_WRONG = ("random_words", "wrong_words")
 _OPEN, _CLOSE = MARKS
 
 
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The examples of one concept: those in which it is active, and what others are drawn from."""
+
+    source: Examples
+    codes: Codes
+    floor: float
+    near: Mask | None
+    active: list[Example]
+
+    def inactive(self, n: int, rng: np.random.Generator) -> list[Example]:
+        """Draw examples in which the concept is not active."""
+        return self.source.inactive(self.codes, n, rng, floor=self.floor, near=self.near)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExampleMetric(RatingMetric):
     """Asks of examples whether a concept is active there.
@@ -80,7 +95,7 @@ class ExampleMetric(RatingMetric):
             rng = self._rng(concept)
             floor = self.active_above * float(found.largest[concept])
             active = source.active(codes, self.n_active, rng, floor=floor, quantiles=self.quantiles)
-            right, wrong = self._sides(source, active, codes, floor, near, rng)
+            right, wrong = self._sides(_Found(source, codes, floor, near, active), rng)
             if min(len(right), len(wrong)) < self.least:
                 found.skipped[concept] = (
                     f"{len(right)} active and {len(wrong)} inactive examples; {self.least} of each are needed"
@@ -92,15 +107,7 @@ class ExampleMetric(RatingMetric):
         return cases
 
     @abstractmethod
-    def _sides(
-        self,
-        source: Examples,
-        active: list[Example],
-        codes: Codes,
-        floor: float,
-        near: Mask | None,
-        rng: np.random.Generator,
-    ) -> tuple[list[Shown], list[Shown]]:
+    def _sides(self, found: _Found, rng: np.random.Generator) -> tuple[list[Shown], list[Shown]]:
         """Return the texts to which the right answer is yes, and those to which it is no."""
 
 
@@ -120,17 +127,9 @@ class Detection(ExampleMetric):
         "are excerpts; any number of them may contain it, also all or none."
     )
 
-    def _sides(
-        self,
-        source: Examples,
-        active: list[Example],
-        codes: Codes,
-        floor: float,
-        near: Mask | None,
-        rng: np.random.Generator,
-    ) -> tuple[list[Shown], list[Shown]]:
-        inactive = source.inactive(codes, self.n_inactive, rng, floor=floor, near=near)
-        return [marked(each, ()) for each in active], [marked(each, ()) for each in inactive]
+    def _sides(self, found: _Found, rng: np.random.Generator) -> tuple[list[Shown], list[Shown]]:
+        inactive = found.inactive(self.n_inactive, rng)
+        return [marked(each, ()) for each in found.active], [marked(each, ()) for each in inactive]
 
 
 @INTERPRETATION_METRICS.register("interpretation/fuzzing")
@@ -173,23 +172,18 @@ class Fuzzing(ExampleMetric):
             )
         return super()._cases(dictionary, activations, found)
 
-    def _sides(
-        self,
-        source: Examples,
-        active: list[Example],
-        codes: Codes,
-        floor: float,
-        near: Mask | None,
-        rng: np.random.Generator,
-    ) -> tuple[list[Shown], list[Shown]]:
-        right = [np.flatnonzero(each.values >= max(self._least(each), np.nextafter(floor, np.inf))) for each in active]
-        texts = [marked(each, words) for each, words in zip(active, right, strict=True)]
+    def _sides(self, found: _Found, rng: np.random.Generator) -> tuple[list[Shown], list[Shown]]:
+        right = [
+            np.flatnonzero(each.values >= max(self._least(each), np.nextafter(found.floor, np.inf)))
+            for each in found.active
+        ]
+        texts = [marked(each, words) for each, words in zip(found.active, right, strict=True)]
         if self.wrong == "wrong_words":
-            quiet = [np.flatnonzero(each.values <= floor) for each in active]
-            pairs = zip(active, quiet, map(len, right), strict=True)
+            quiet = [np.flatnonzero(each.values <= found.floor) for each in found.active]
+            pairs = zip(found.active, quiet, map(len, right), strict=True)
             drawn = [(each, words, n) for each, words, n in pairs if len(words)][: self.n_inactive]
         else:
-            inactive = source.inactive(codes, self.n_inactive, rng, floor=floor, near=near)
+            inactive = found.inactive(self.n_inactive, rng)
             n = math.ceil(np.mean([len(words) for words in right])) if right else 0
             drawn = [(each, np.arange(len(each.words)), n) for each in inactive]
         return texts, [marked(each, rng.permutation(words)[:n]) for each, words, n in drawn]

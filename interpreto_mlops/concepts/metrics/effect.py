@@ -294,6 +294,7 @@ class _Effect:
         )
 
     def check_labels(self, encodings: Sequence[Encoding], labels: Sequence[int] | None) -> None:
+        """Refuse labels that are no classes of the model, or not one for each text."""
         if labels is None:
             return
         if self.model.task != "classification":
@@ -314,6 +315,7 @@ class _Effect:
         self.mean = (total / max(1, count)).float()
 
     def measure(self, encodings: Sequence[Encoding], labels: Sequence[int] | None) -> EffectStatistics:
+        """Run the model on all texts as it is, with the layer reconstructed, and with the layer ablated."""
         statistics = EffectStatistics()
         for plans, inputs in self._batches(encodings):
             clean = self._predictions(plans, inputs)

@@ -65,9 +65,22 @@ class RidgeProbe(_ScikitProbe):
         return RidgeClassifier(alpha=self.alpha, class_weight=self._class_weight)
 
 
+@dataclass(kw_only=True, eq=False)
+class _IteratedProbe(_ScikitProbe):
+    """A probe whose solver takes steps until its penalised loss no longer falls."""
+
+    c: float = 1.0
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("c", self.c, np.finfo(float).tiny)
+        check_integer("max_iter", self.max_iter, 1)
+
+
 @PROBES.register("logistic")
 @dataclass(kw_only=True, eq=False)
-class LogisticProbe(_ScikitProbe):
+class LogisticProbe(_IteratedProbe):
     """Logistic regression with a ridge: scikit-learn's LogisticRegression.
 
     Arguments:
@@ -78,14 +91,6 @@ class LogisticProbe(_ScikitProbe):
     The other arguments: as for every probe, but that rows are standardised by default.
     """
 
-    c: float = 1.0
-    max_iter: int = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("c", self.c, np.finfo(float).tiny)
-        check_integer("max_iter", self.max_iter, 1)
-
     def solver(self) -> LogisticRegression:
         """Return scikit-learn's classifier, not fitted."""
         return LogisticRegression(C=self.c, class_weight=self._class_weight, max_iter=self.max_iter)
@@ -93,7 +98,7 @@ class LogisticProbe(_ScikitProbe):
 
 @PROBES.register("linear_svm")
 @dataclass(kw_only=True, eq=False)
-class LinearSVMProbe(_ScikitProbe):
+class LinearSVMProbe(_IteratedProbe):
     """A linear support vector machine with squared hinge loss: scikit-learn's LinearSVC.
 
     Arguments:
@@ -104,13 +109,7 @@ class LinearSVMProbe(_ScikitProbe):
     The other arguments: as for every probe, but that rows are standardised by default.
     """
 
-    c: float = 1.0
     max_iter: int = 10_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("c", self.c, np.finfo(float).tiny)
-        check_integer("max_iter", self.max_iter, 1)
 
     def solver(self) -> LinearSVC:
         """Return scikit-learn's classifier, not fitted."""

@@ -171,6 +171,7 @@ class _Read:
 
     @classmethod
     def of(cls, question: _Question, answer: Answer | LanguageModelError, names: ClassNames) -> _Read:
+        """Read what came of a question."""
         n = len(question.phases.evaluate)
         if isinstance(answer, LanguageModelError):
             attempt = Attempt(question.prompt, None, f"{type(answer).__name__}: {answer}", n)
