@@ -215,6 +215,14 @@ class TestNames:
         page = (Path(folder) / "concepts.html").read_text()
         assert "<b>service</b>" not in page
 
+    def test_of_people_are_another_cell_when_the_file_says_something_else(self, asked, database, tmp_path):
+        file, store, cells = tmp_path / "names.csv", connect(database, "meaning"), []
+        for name in ("food", "food", "service"):
+            pd.DataFrame({"concept": [1], "label": [name]}).to_csv(file, index=False)
+            done = named(asked(labels=str(file), options={}))
+            cells.append(store.client.get_run(done.run_id).data.tags["interpreto.cell"])
+        assert cells[0] == cells[1] != cells[2]
+
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
@@ -280,6 +288,7 @@ class TestNames:
         ({"llm": {"model": "answers:x.jsonl", "base_url": "http://localhost"}}, InputError),
         ({"llm": {"model": "openai:x", "max_cost": 1.0}}, InputError),
         ({"llm": {"model": "openai:x"}, "metrics": ["beauty"]}, UnknownNameError),
+        ({"llm": {"model": "openai:x"}, "importance": "beauty"}, UnknownNameError),
         ({"llm": {"model": "openai:x"}, "options": {"fuzzing": {}}}, UnknownNameError),
         ({"llm": {"model": "openai:x"}, "options": {"detection": {"nonsense": 1}}}, UnknownNameError),
         ({"llm": {"model": "answers:absent.jsonl"}}, DataError),
